@@ -1,0 +1,1 @@
+"""Wishes: YAML text in, frozen values out. Pure."""

@@ -1,0 +1,187 @@
+"""What the YAML may say: one frozen struct a section, every default, and whether a reload applies it.
+
+Durations are seconds, sizes are bytes; `load` has turned `30s` and `32MiB` into them before these are made. None stands
+for `none` and `off`. Field metadata: `boot` marks what a reload cannot change; `description` is shown by editors.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+
+def _about(text: str, *, boot: bool = False, unit: str | None = None) -> Meta:
+    """Describe a field; `unit` is `duration`, `size`, or absent."""
+    return Meta(description=text, extra={"boot": boot, "unit": unit})
+
+
+class Kind(enum.StrEnum):
+    """What an upstream speaks."""
+
+    OPENAI = "openai"
+    AZURE = "azure"
+    OLLAMA = "ollama"
+    HUGGINGFACE = "huggingface"
+    ECHO = "echo"
+
+
+class Environment(enum.StrEnum):
+    """How strict to be at start (SPEC 10)."""
+
+    DEVELOPMENT = "development"
+    TEST = "test"
+    STAGING = "staging"
+    PRODUCTION = "production"
+
+
+class Durability(enum.StrEnum):
+    """When a row is on disk: before the client sees the end, or within one group commit."""
+
+    STRICT = "strict"
+    RELAXED = "relaxed"
+
+
+class OnFailure(enum.StrEnum):
+    """What new work gets while the database cannot be written."""
+
+    REFUSE = "refuse"
+    SERVE = "serve"
+
+
+class Strategy(enum.StrEnum):
+    """How a route with several upstreams picks the first one to try."""
+
+    FAILOVER = "failover"
+    WEIGHTED = "weighted"
+    LEAST_BUSY = "least_busy"
+    LOWEST_LATENCY = "lowest_latency"
+
+
+class Reuse(enum.StrEnum):
+    """Whether pooled connections carry requests."""
+
+    SAFE = "safe"
+    NEVER = "never"
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mapping of the YAML; unknown keys are errors."""
+
+
+class Timeouts(_Section):
+    """The four timeouts of an upstream, in seconds; None waits for ever."""
+
+    connect: Annotated[float | None, _about("to a connected socket, TLS included", unit="duration")] = 5.0
+    first_byte: Annotated[float | None, _about("from the request to the first byte of the answer's body", unit="duration")] = 300.0
+    between_bytes: Annotated[float | None, _about("longest silence inside an answer", unit="duration")] = 120.0
+    total: Annotated[float | None, _about("the whole exchange", unit="duration")] = None
+
+
+class Upstream(_Section):
+    """One provider account or server."""
+
+    kind: Annotated[Kind, _about("what it speaks: openai (and all that speak like it), azure, ollama, huggingface, echo")]
+    base_url: Annotated[str | None, _about("where it is; required but for echo and huggingface")] = None
+    api_key: Annotated[str | None, _about("its credential; write ${VAR}, never the key itself")] = None
+    api_version: Annotated[str | None, _about("azure only: the dated API; without it the v1 API is used")] = None
+    include_usage: Annotated[bool | None, _about("whether proxyd may ask streams for their usage; default by kind")] = None
+    timeouts: Annotated[Timeouts, _about("connect, first_byte, between_bytes, total")] = Timeouts()
+    max_connections: Annotated[int, _about("connections open at once; more requests wait, bounded by the connect timeout"), Meta(ge=1, le=100_000)] = 256
+    reuse: Annotated[Reuse, _about("safe: keep connections for the next request; never: a new one each time")] = Reuse.SAFE
+
+
+class Target(_Section):
+    """One upstream of a route, with the name the model has there."""
+
+    upstream: Annotated[str, _about("a name under `upstreams`")]
+    model: Annotated[str | None, _about("the model's name there; default: the name the client used")] = None
+    weight: Annotated[int, _about("share of requests with strategy weighted"), Meta(ge=1, le=1_000_000)] = 1
+
+
+class Retry(_Section):
+    """When to try again, and how often, before a byte of the answer went out."""
+
+    attempts: Annotated[int, _about("upstream calls in all"), Meta(ge=1, le=10)] = 3
+    on: Annotated[tuple[str | int, ...], _about("connect, timeout, and HTTP statuses")] = ("connect", "timeout", 429, 500, 502, 503, 504, 529)
+
+
+class OnDisconnect(enum.StrEnum):
+    """What becomes of the upstream when the client leaves."""
+
+    CANCEL = "cancel"
+    DRAIN = "drain"
+
+
+class Model(_Section):
+    """A route: what a model name (or a pattern ending in `*`) means."""
+
+    upstreams: Annotated[tuple[Target, ...], _about("in order of preference")] = ()
+    strategy: Annotated[Strategy, _about("failover: in order; weighted; least_busy; lowest_latency")] = Strategy.FAILOVER
+    strip_prefix: Annotated[str | None, _about("taken off the client's name before the upstream sees it")] = None
+    retry: Annotated[Retry, _about("attempts and what is worth one")] = Retry()
+    set: Annotated[dict[str, Any], _about("fields added where the client sent none")] = field(default_factory=dict)
+    force: Annotated[dict[str, Any], _about("fields that replace the client's")] = field(default_factory=dict)
+    drop: Annotated[tuple[str, ...], _about("fields removed")] = ()
+    on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = OnDisconnect.CANCEL
+
+
+class Key(_Section):
+    """A static API key."""
+
+    name: Annotated[str, _about("the caller's name in the ledger")]
+    key: Annotated[str, _about("the secret; write ${VAR}")]
+    models: Annotated[tuple[str, ...], _about("model names or patterns that it may use")] = ("*",)
+
+
+class Auth(_Section):
+    """Who may call."""
+
+    keys: Annotated[tuple[Key, ...], _about("static keys")] = ()
+
+
+class Ops(_Section):
+    """The operator's port."""
+
+    listen: Annotated[str | None, _about("health and, later, metrics: never on the clients' port; off for none", boot=True)] = "127.0.0.1:9464"
+
+
+class Storage(_Section):
+    """The database."""
+
+    url: Annotated[str, _about("sqlite:///FILE, relative to $STATE_DIRECTORY, else to the YAML file", boot=True)] = "sqlite:///proxyd.db"
+    durability: Annotated[Durability, _about("strict: what a client has seen whole is on disk; relaxed: within 20 ms")] = Durability.STRICT
+    on_failure: Annotated[OnFailure, _about("refuse new work, or serve it, while the disk fails")] = OnFailure.REFUSE
+
+
+class Streams(_Section):
+    """Streamed answers."""
+
+    ping: Annotated[float | None, _about("silence before a keep-alive comment; off for none", unit="duration")] = 15.0
+    drain: Annotated[float, _about("how long running streams may finish at SIGTERM", unit="duration")] = 30.0
+
+
+class Limits(_Section):
+    """Bounds on what clients may send."""
+
+    body: Annotated[int, _about("largest request body, decoded", unit="size")] = 32 * 1024 * 1024
+    streams: Annotated[int, _about("exchanges at once; more get 503"), Meta(ge=1)] = 10_000
+    connections_per_address: Annotated[int, _about("client connections at once from one address; more are closed"), Meta(ge=1)] = 4096
+    body_timeout: Annotated[float, _about("time to send a whole request body", unit="duration")] = 60.0
+    header_timeout: Annotated[float, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
+
+
+class Config(_Section):
+    """The whole file."""
+
+    listen: Annotated[str, _about("the clients' port: host:port, [v6]:port or unix:/path", boot=True)] = "127.0.0.1:8080"
+    ops: Annotated[Ops, _about("the operator's port")] = Ops()
+    environment: Annotated[Environment, _about("development, test, staging or production", boot=True)] = Environment.DEVELOPMENT
+    storage: Annotated[Storage, _about("the database")] = Storage()
+    streams: Annotated[Streams, _about("streamed answers")] = Streams()
+    limits: Annotated[Limits, _about("bounds on what clients may send")] = Limits()
+    upstreams: Annotated[dict[str, Upstream], _about("providers, by name")]
+    models: Annotated[dict[str, Model], _about("the route table: a model name or pattern → upstream")]
+    aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
+    auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()

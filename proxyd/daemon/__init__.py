@@ -1,0 +1,1 @@
+"""The process: boot, run, reload."""

@@ -1,0 +1,1 @@
+"""One exchange, in order: admit, dispatch, relay, settle."""

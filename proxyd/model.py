@@ -1,0 +1,120 @@
+"""The nouns that rooms exchange. Values only: nothing here does anything."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name under which exchanges are recorded, and what that name may do."""
+
+    name: str
+    models: tuple[str, ...] = ("*",)
+    """Patterns (`*` at the end only) of the model names that this caller may use."""
+    admin: bool = False
+
+
+class Endpoint(enum.StrEnum):
+    """The relayed endpoints, by the path that clients use; the value is also the ledger's `endpoint`."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+class Format(enum.StrEnum):
+    """How the bytes of an answer are framed."""
+
+    SSE = "sse"
+    NDJSON = "ndjson"
+    JSON = "json"
+
+
+class Source(enum.StrEnum):
+    """Where a token count comes from (SPEC: every number says so)."""
+
+    UPSTREAM = "upstream"
+    COUNTED = "counted"
+    ESTIMATED = "estimated"
+    NONE = "none"
+
+
+class State(enum.StrEnum):
+    """The life of a ledger row: `open` before dispatch, then exactly one of the others."""
+
+    OPEN = "open"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as one source gave them; None is unknown, never 0."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the meter has read out of one answer so far. The ten facts of the wire corpus."""
+
+    model: str | None = None
+    usage: Usage | None = None
+    """The last report that was not null and not all zero."""
+    finish_reasons: dict[int, str | None] = field(default_factory=dict)
+    """Last non-empty raw value per choice index; None for a choice that was seen unfinished."""
+    text_by_choice: dict[int, str] = field(default_factory=dict)
+    """Visible answer text only: no reasoning, refusal, tool arguments or audio."""
+    had_error: bool = False
+    complete: bool = False
+    """A whole successful answer arrived."""
+
+
+@dataclass(slots=True)
+class LedgerRow:
+    """One attempt at one upstream: a row of `usage_events`, written `open`, then settled once."""
+
+    id: int
+    request_id: str
+    attempt: int
+    caller: str
+    endpoint: str
+    protocol: str
+    """What the client speaks: `json`, `sse`, `ndjson`, `protobuf`, …"""
+    model: str
+    """As the client named it."""
+    upstream: str
+    upstream_model: str
+    """As the upstream was asked; after settling, as the upstream named itself."""
+    streamed: bool
+    created_at: int
+    """Microseconds since the epoch."""
+    state: State = State.OPEN
+    conversation_id: str | None = None
+    upstream_request_id: str | None = None
+    usage: Usage = Usage()
+    tokens_source: Source = Source.NONE
+    cost_nano: int | None = None
+    """10⁻⁹ of the currency; None, never 0, where no price is known."""
+    currency: str | None = None
+    price_source: str | None = None
+    price_version: str | None = None
+    status: int | None = None
+    """The HTTP status of the answer; 499 when the client left before there was one."""
+    error: str | None = None
+    """A code of `errors.TABLE`."""
+    finish_reason: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    ttft_ms: float | None = None
+    """From the arrival of the request to the first byte of the answer's body."""
+    latency_ms: float | None = None
+    settled_at: int | None = None

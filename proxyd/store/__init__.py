@@ -1,0 +1,1 @@
+"""Durable things. The only room that knows SQL."""

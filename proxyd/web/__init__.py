@@ -1,0 +1,1 @@
+"""The client side: HTTP in, HTTP out."""

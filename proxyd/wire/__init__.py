@@ -1,0 +1,1 @@
+"""Bytes and their meaning. Pure: no clock, no I/O, no async."""
