@@ -175,13 +175,13 @@ class Limits(_Section):
 class Config(_Section):
     """The whole file."""
 
+    upstreams: Annotated[dict[str, Upstream], _about("providers, by name")]
+    models: Annotated[dict[str, Model], _about("the route table: a model name or pattern → upstream")]
     listen: Annotated[str, _about("the clients' port: host:port, [v6]:port or unix:/path", boot=True)] = "127.0.0.1:8080"
     ops: Annotated[Ops, _about("the operator's port")] = Ops()
     environment: Annotated[Environment, _about("development, test, staging or production", boot=True)] = Environment.DEVELOPMENT
     storage: Annotated[Storage, _about("the database")] = Storage()
     streams: Annotated[Streams, _about("streamed answers")] = Streams()
     limits: Annotated[Limits, _about("bounds on what clients may send")] = Limits()
-    upstreams: Annotated[dict[str, Upstream], _about("providers, by name")]
-    models: Annotated[dict[str, Model], _about("the route table: a model name or pattern → upstream")]
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()
