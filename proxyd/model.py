@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from msgspec import Raw
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -22,6 +24,23 @@ class Endpoint(enum.StrEnum):
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request as parsed: the few fields that proxyd reads, and all top-level members as raw JSON."""
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    wants_usage: bool
+    """The client itself asked for the usage event of its stream."""
+    max_tokens: int | None
+    """The largest answer per choice that the client asked for, by whichever of its two names."""
+    choices: int
+    """`n`, at least 1."""
+    fields: dict[str, Raw]
+    """Every top-level member, in the client's order, its value as the client wrote it."""
 
 
 class Format(enum.StrEnum):
