@@ -1,1 +1,160 @@
-"""Commands, one file each."""
+"""The commands: one table, one file a command, imported when it is used.
+
+A command's file has HELP (what it does), EXAMPLES (lines to copy), `arguments(parser)` and `run(args) -> int`. It raises
+Failed, ConfigError or OSError for what went wrong; the frame says it on one line of standard error and exits 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import proxyd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+COMMANDS: dict[str, str] = {
+    "serve": "run the daemon",
+    "demo": "run it at once: no file, no key, no network",
+    "check": "validate the YAML: every mistake at once",
+    "usage": "what was used, by model, caller, upstream or day",
+    "models": "the route table as resolved",
+    "schema": "print the JSON Schema of the YAML, for editors",
+}
+"""What `proxyd --help` lists. The command `x` is the module `proxyd.cli.x`."""
+
+CONFIG_PLACES = ("config.yaml", "/etc/proxyd/config.yaml")
+"""Where the YAML is looked for without `-c` and $PROXYD_CONFIG, in order."""
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Failed(Exception):  # noqa: N818 - it is the outcome of a command
+    """A command could not do its work; the message is one line for a person, without a final stop."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed (said on stderr), 2 wrong usage. Never a traceback.
+
+    `argv` is without the program's name; None takes it from the process. PROXYD_DEBUG=1 lets an unexpected exception
+    through, for whoever hunts a bug.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except SystemExit as done:  # argparse: 0 after --help and --version, 2 after wrong usage
+        code = done.code if isinstance(done.code, int) else WRONG_USAGE
+    except BrokenPipeError:  # `proxyd usage | head`: the reader had enough
+        _silence_stdout()
+        code = FAILED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if os.environ.get("PROXYD_DEBUG"):
+            raise
+        sys.stderr.write(f"proxyd: {_one_line(error)}\n")
+        code = FAILED
+    return code
+
+
+def config_path(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:
+    """Find the YAML: `-c`, else $PROXYD_CONFIG, else the first of CONFIG_PLACES that is there.
+
+    Raises Failed, naming every place that was looked at. A path that was asked for by name is never replaced by another.
+    """
+    named: str | None = getattr(args, "config", None)
+    if named:
+        source, path = "-c", Path(named)
+    elif environ.get("PROXYD_CONFIG"):
+        source, path = "$PROXYD_CONFIG", Path(environ["PROXYD_CONFIG"])
+    else:
+        for place in CONFIG_PLACES:
+            if Path(place).is_file():
+                return Path(place)
+        places = ", ".join(["-c", "$PROXYD_CONFIG", *(place if place.startswith("/") else f"./{place}" for place in CONFIG_PLACES)])
+        raise Failed(f"no configuration found; looked at {places}")
+    if not path.exists():
+        raise Failed(f"no such file: {path} (from {source})")
+    if path.is_dir():
+        raise Failed(f"{path} is a directory, not a file (from {source})")
+    return path
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, saying what is wrong on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"proxyd: {message} (see {self.prog} --help)\n")
+
+
+def _run(argv: Sequence[str]) -> int:
+    from proxyd.config.mistakes import ConfigError, meant  # noqa: PLC0415 - nothing to import for those who only import `Failed`
+
+    parser = _Parser(
+        prog="proxyd",
+        usage="proxyd COMMAND [options]",
+        description="The LLM gateway you run like nginx.",
+        epilog=_epilog(),
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"proxyd {proxyd.__version__}")
+    if not argv:
+        parser.print_help(sys.stderr)
+        return WRONG_USAGE
+    name = argv[0]
+    if name.startswith("-"):
+        parser.parse_args(argv)
+        parser.error("a command comes first")
+    if name not in COMMANDS:
+        parser.error(f"no such command: {name!r}{meant(name, COMMANDS)}")
+    command = importlib.import_module(f"{__name__}.{name}")
+    parser = _Parser(prog=f"proxyd {name}", description=command.HELP, epilog=_examples(command.EXAMPLES), formatter_class=_Formatter)
+    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml")
+    command.arguments(parser)
+    try:
+        code: int = command.run(parser.parse_args(argv[1:]))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        raise Failed(f"{error.mistakes[0].file} has {_count(len(error.mistakes), 'mistake')}") from error
+    return code
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as it was written."""
+
+
+def _epilog() -> str:
+    lines = [f"  {name:8}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(["commands:", *lines, "", _examples("proxyd demo\nproxyd check -c config.yaml\nproxyd serve -c config.yaml")])
+
+
+def _examples(text: str) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in text.strip().splitlines())])
+
+
+def _one_line(error: BaseException) -> str:
+    """Tell an error on one line: ours by its message, the system's by what and where, a bug by its type too."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, Failed):
+        return text
+    return f"unexpected {type(error).__name__}: {text} (PROXYD_DEBUG=1 shows where)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _silence_stdout() -> None:
+    """Point standard output at nothing, so that the interpreter's own flush at exit does not complain (Python's signal docs)."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
