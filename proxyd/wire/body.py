@@ -1,0 +1,220 @@
+"""The request's body: from bytes to an Ask, and from an Ask to the bytes that an upstream gets.
+
+Law: the upstream never sees the client's bytes, but the members that were parsed, written anew. So what proxyd routed,
+limited and billed by is what the upstream acts on, also where a member came twice (the last one counts, RFC 8259 4).
+Values are carried as the client wrote them; only names are spelled afresh.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from proxyd.errors import ProxyError
+from proxyd.model import Ask, Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+MAX_MEMBERS = 256
+"""Top-level members of a request. OpenAI knows 37; a million of them would stall the event loop for a second."""
+MAX_MODEL_NAME = 256
+"""Characters of a model name."""
+MAX_COUNT = 2**31 - 1
+"""Of `n`, `max_tokens` and `max_completion_tokens`; what the upstreams' own integers hold."""
+FIXED_MEMBERS = frozenset({"model", "stream"})
+"""What a route's `set`, `force` and `drop` must leave alone: the exchange is run by them."""
+
+_TRUE = Raw(b"true")
+_NULL = b"null"
+_STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What a route changes in the requests that it passes on. Made once per route; raises ValueError for a fixed member."""
+
+    model: str | None = None
+    """The model's name at the upstream; None keeps the client's."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Members added where the client sent none (a null that it sent stays)."""
+    force: Mapping[str, Any] = field(default_factory=dict)
+    """Members that replace the client's, or are added."""
+    drop: Collection[str] = ()
+    """Members removed from what the client sent, before `set` and `force` add theirs."""
+    ask_usage: bool = False
+    """Ask a stream for its usage event (`stream_options.include_usage`)."""
+    rename_max_tokens: bool = False
+    """Say `max_completion_tokens` also as `max_tokens`: Ollama's /v1 ignores the modern name and would never stop."""
+
+    def __post_init__(self) -> None:
+        for name in (*self.set, *self.force, *self.drop):
+            if name in FIXED_MEMBERS:
+                raise ValueError(f"`{name}` cannot be set, forced or dropped: it steers the exchange")
+
+
+class _StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+_Count = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)] | None
+_Choices = Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None
+
+
+class _Name(str):
+    """A member's name. A type of its own, so that msgspec shows each one to `_Names` and can be stopped."""
+
+    __slots__ = ()
+
+
+class _Names:
+    """Counts the members while they are decoded: without it three million of them take two seconds."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def take(self, _kind: type, name: str) -> _Name:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"an object with more than {MAX_MEMBERS} members")
+        return _Name(name)
+
+
+class Utf8Checker:
+    """Says whether a body that comes in pieces is UTF-8 (RFC 8259 8.1), without holding it.
+
+    `feed` every piece in order, then `finish`; both raise ProxyError `invalid_json`. It is for the reader of the body,
+    which can check between two pieces: msgspec skips over the strings that it does not decode, and 32 MiB at once would
+    hold the event loop for tens of milliseconds.
+    """
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def feed(self, piece: bytes) -> None:
+        """Check the next piece; a character may be cut at its end."""
+        self._check(piece, final=False)
+
+    def finish(self) -> None:
+        """Check that the body did not end inside a character."""
+        self._check(b"", final=True)
+
+    def _check(self, piece: bytes, *, final: bool) -> None:
+        try:
+            self._decoder.decode(piece, final)
+        except UnicodeDecodeError:
+            raise ProxyError("invalid_json", "The JSON body of your request is not valid UTF-8.") from None
+
+
+def parse_ask(endpoint: Endpoint, body: bytes) -> Ask:
+    """Read the few members that proxyd needs out of a JSON body, and keep the rest raw.
+
+    The raw values point into `body` and keep it alive. That it is UTF-8 must have been checked by a Utf8Checker.
+    Raises ProxyError `invalid_json` where it is not JSON, else `invalid_request` with `param`.
+    """
+    fields = _members(body)
+    model = _model(fields)
+    if endpoint not in _STREAMED:
+        return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
+    options = _member(fields, "stream_options", _StreamOptions | None, "an object whose include_usage is a boolean")
+    limits = [_limit(fields, name) for name in ("max_completion_tokens", "max_tokens")]
+    return Ask(
+        endpoint=endpoint,
+        model=model,
+        stream=_member(fields, "stream", bool | None, "a boolean") or False,
+        wants_usage=options is not None and options.include_usage is True,
+        max_tokens=next((limit for limit in limits if limit is not None), None),
+        choices=_member(fields, "n", _Choices, "an integer of at least 1") or 1,
+        fields=fields,
+    )
+
+
+def upstream_body(ask: Ask, edits: Edits) -> bytes:
+    """Write the body that the upstream gets: the client's members in the client's order, but for the edits; additions last."""
+    members = {name: value for name, value in ask.fields.items() if name not in edits.drop}
+    for name, value in edits.set.items():
+        if name not in members:
+            members[name] = _raw(value)
+    for name, value in edits.force.items():
+        members[name] = _raw(value)
+    if edits.rename_max_tokens and "max_completion_tokens" in members and _absent(members, "max_tokens"):
+        members["max_tokens"] = members["max_completion_tokens"]
+    if edits.ask_usage and ask.stream and ask.endpoint in _STREAMED:
+        members["stream_options"] = _with_usage(members.get("stream_options"))
+    if edits.model is not None:
+        members["model"] = _raw(edits.model)
+    return msgspec.json.encode(members)
+
+
+def _members(body: bytes) -> dict[str, Raw]:
+    try:
+        members = msgspec.json.decode(body, type=dict[_Name, Raw], dec_hook=_Names(MAX_MEMBERS).take)
+    except msgspec.ValidationError as error:
+        if "members" in str(error):
+            _refuse(f"The body of your request has more than {MAX_MEMBERS} members.", None)
+        _refuse("The body of your request must be a JSON object.", None)
+    except UnicodeDecodeError:
+        raise ProxyError("invalid_json", "The JSON body of your request is not valid UTF-8.") from None
+    except msgspec.DecodeError as error:
+        raise ProxyError("invalid_json", f"We could not parse the JSON body of your request: {error}.") from None
+    except RecursionError:
+        raise ProxyError("invalid_json", "The JSON body of your request is nested too deeply.") from None
+    return {str(name): value for name, value in members.items()}
+
+
+def _model(fields: Mapping[str, Raw]) -> str:
+    if "model" not in fields:
+        _refuse("You must provide a model parameter.", "model")
+    model: str | None = _member(fields, "model", str, "a string")
+    if not model:
+        _refuse("You must provide a model parameter.", "model")
+    if len(model) > MAX_MODEL_NAME:
+        _refuse(f"`model` must be at most {MAX_MODEL_NAME} characters.", "model")
+    if not model.isprintable():  # controls, line and paragraph separators, direction marks: it goes into logs and pages
+        _refuse("`model` must have printable characters only.", "model")
+    return model
+
+
+def _limit(fields: Mapping[str, Raw], name: str) -> int | None:
+    """Read a limit of output tokens; below zero is llama.cpp's and Ollama's way to say that there is none."""
+    limit = _member(fields, name, _Count, "an integer")
+    return None if limit is None or limit < 0 else limit
+
+
+def _member(fields: Mapping[str, Raw], name: str, kind: Any, what: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        _refuse(f"`{name}` must be {what}.", name)
+
+
+def _absent(members: Mapping[str, Raw], name: str) -> bool:
+    """Whether a member is missing or null."""
+    value = members.get(name)
+    return value is None or bytes(value) == _NULL
+
+
+def _with_usage(options: Raw | None) -> Raw:
+    """Stream options that ask for usage, and keep what else they say (include_obfuscation); null becomes an object."""
+    merged = {} if options is None else msgspec.json.decode(options, type=dict[str, Raw] | None) or {}
+    merged["include_usage"] = _TRUE
+    return Raw(msgspec.json.encode(merged))
+
+
+def _raw(value: Any) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+def _refuse(message: str, param: str | None) -> NoReturn:
+    raise ProxyError("invalid_request", message, param=param) from None
