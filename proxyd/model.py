@@ -137,3 +137,47 @@ class LedgerRow:
     """From the arrival of the request to the first byte of the answer's body."""
     latency_ms: float | None = None
     settled_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How one exchange ended, whatever its way: what the access line and the metrics tell of it, and nothing secret.
+
+    `model`, `caller` and `request_id` may hold what a client wrote; `route`, `upstream` and `endpoint` never do.
+    """
+
+    at_us: int
+    """Wall time of the end, microseconds since the epoch."""
+    request_id: str
+    endpoint: str
+    """A path of the table of endpoints, not of the request line."""
+    status: int
+    """As the client got it; 499 when it left before there was one."""
+    state: State
+    duration_ms: float
+    """From the arrival of the request to its settlement."""
+    caller: str | None = None
+    """None when the exchange was refused before its caller was known."""
+    model: str | None = None
+    """As the client named it."""
+    route: str | None = None
+    """As the route table names it (a pattern stays a pattern); None when there was no route."""
+    upstream: str | None = None
+    """A name of the configuration; None when no upstream answered (refused, replayed, cached)."""
+    streamed: bool = False
+    error: str | None = None
+    """A code of `errors.TABLE`."""
+    attempts: int = 0
+    """Upstream calls; 0 for refused, replayed and cached."""
+    usage: Usage = Usage()
+    tokens_source: Source = Source.NONE
+    cost_nano: int | None = None
+    currency: str | None = None
+    ttft_ms: float | None = None
+    """From the arrival of the request to the first byte of the answer's body."""
+    stream_ms: float | None = None
+    """From the first to the last event of a streamed answer."""
+    events: int = 0
+    """Events of a streamed answer that passed."""
+    overhead_ms: float | None = None
+    """Time inside proxyd: up to the upstream call, and from the upstream's last byte to the end; None when not measured."""
