@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from msgspec.json import Decoder
 
 from proxyd.errors import ProxyError
 from proxyd.model import Ask, Endpoint
@@ -29,6 +30,7 @@ MAX_COUNT = 2**31 - 1
 FIXED_MEMBERS = frozenset({"model", "stream"})
 """What a route's `set`, `force` and `drop` must leave alone: the exchange is run by them."""
 
+T = TypeVar("T")
 _TRUE = Raw(b"true")
 _NULL = b"null"
 _STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
@@ -61,8 +63,11 @@ class _StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-_Count = Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)] | None
-_Choices = Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None
+_TEXT = Decoder(str)
+_SWITCH = Decoder(bool | None)
+_COUNT = Decoder(Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)] | None)
+_CHOICES = Decoder(Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None)
+_OPTIONS = Decoder(_StreamOptions | None)
 
 
 class _Name(str):
@@ -124,15 +129,15 @@ def parse_ask(endpoint: Endpoint, body: bytes) -> Ask:
     model = _model(fields)
     if endpoint not in _STREAMED:
         return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
-    options = _member(fields, "stream_options", _StreamOptions | None, "an object whose include_usage is a boolean")
+    options = _member(fields, "stream_options", _OPTIONS, "an object whose include_usage is a boolean")
     limits = [_limit(fields, name) for name in ("max_completion_tokens", "max_tokens")]
     return Ask(
         endpoint=endpoint,
         model=model,
-        stream=_member(fields, "stream", bool | None, "a boolean") or False,
+        stream=_member(fields, "stream", _SWITCH, "a boolean") or False,
         wants_usage=options is not None and options.include_usage is True,
         max_tokens=next((limit for limit in limits if limit is not None), None),
-        choices=_member(fields, "n", _Choices, "an integer of at least 1") or 1,
+        choices=_member(fields, "n", _CHOICES, "an integer of at least 1") or 1,
         fields=fields,
     )
 
@@ -173,7 +178,7 @@ def _members(body: bytes) -> dict[str, Raw]:
 def _model(fields: Mapping[str, Raw]) -> str:
     if "model" not in fields:
         _refuse("You must provide a model parameter.", "model")
-    model: str | None = _member(fields, "model", str, "a string")
+    model = _member(fields, "model", _TEXT, "a string")
     if not model:
         _refuse("You must provide a model parameter.", "model")
     if len(model) > MAX_MODEL_NAME:
@@ -185,16 +190,16 @@ def _model(fields: Mapping[str, Raw]) -> str:
 
 def _limit(fields: Mapping[str, Raw], name: str) -> int | None:
     """Read a limit of output tokens; below zero is llama.cpp's and Ollama's way to say that there is none."""
-    limit = _member(fields, name, _Count, "an integer")
+    limit = _member(fields, name, _COUNT, "an integer")
     return None if limit is None or limit < 0 else limit
 
 
-def _member(fields: Mapping[str, Raw], name: str, kind: Any, what: str) -> Any:
+def _member(fields: Mapping[str, Raw], name: str, decoder: Decoder[T], what: str) -> T | None:
     value = fields.get(name)
     if value is None:
         return None
     try:
-        return msgspec.json.decode(value, type=kind)
+        return decoder.decode(value)
     except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         _refuse(f"`{name}` must be {what}.", name)
 
