@@ -1,0 +1,192 @@
+"""Which headers pass, both ways: allow-lists, each value checked anew.
+
+Law: nothing passes because nobody thought of it. A name that is not in a table here stays on its side, its twin with
+underscores too (CGI-style servers take `x_api_key` for `x-api-key`), and so does what `Connection` names (RFC 9110
+7.6.1). Host, Content-Length and the credential of the upstream are added by the one who sends.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from proxyd import __version__
+from proxyd.errors import ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Headers = Iterable[tuple[bytes, bytes]]
+
+MAX_VALUE = 1024
+"""Bytes of a value that is passed on; a longer one is left out."""
+MAX_STAINLESS = 32
+"""How many x-stainless-* fields of an SDK are passed on."""
+MAX_RETRY_AFTER = 3600.0
+"""Seconds; an upstream that asks for more is asked again after an hour."""
+
+_TO_UPSTREAM = {
+    b"user-agent": b"User-Agent",
+    b"openai-beta": b"OpenAI-Beta",
+    b"anthropic-version": b"Anthropic-Version",
+    b"anthropic-beta": b"Anthropic-Beta",
+    b"traceparent": b"traceparent",
+    b"tracestate": b"tracestate",
+}
+_TO_CLIENT = {
+    b"content-type": b"Content-Type",
+    b"openai-processing-ms": b"openai-processing-ms",
+    b"openai-version": b"openai-version",
+    b"openai-model": b"openai-model",
+}
+# What upstreams call their own id of the exchange: OpenAI and most, Anthropic, Azure; the first that is there counts.
+_REQUEST_ID = (b"x-request-id", b"request-id", b"apim-request-id")
+_LISTS = frozenset({b"openai-beta", b"anthropic-beta", b"tracestate"})
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+
+_AGENT = f"proxyd/{__version__}".encode()
+_STAINLESS = re.compile(rb"x-stainless-[a-z0-9][a-z0-9-]{0,63}")
+# RFC 9110 5.5 without obs-text, which no field here needs; no blank at either end.
+_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
+# W3C Trace Context 3.2.2; version ff and ids of zeros alone are invalid. A higher version may have more after a dash.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]*)?")
+# RFC 9110 8.3.1: type/subtype and parameters, tokens or quoted strings.
+# A blank has one way to match only, so that no value makes this slow.
+_MEDIA_TYPE = re.compile(
+    rb"[\w!#$&^.+-]+/[\w!#$&^.+-]+"
+    rb"(?:[ \t]*;(?:[ \t]*[\w!#$%&'*+.^`|~-]+=(?:[\w!#$%&'*+.^`|~-]+|\"[\x20\x21\x23-\x5b\x5d-\x7e]*\"))?)*",
+    re.ASCII,
+)
+_DECIMAL = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
+
+
+def to_upstream(client: Headers, *, stream: bool) -> list[tuple[bytes, bytes]]:
+    """Choose what an upstream learns of the client's headers, beside our own Content-Type, Accept and Accept-Encoding.
+
+    Accept is ours, as the answer is for us: the client may have asked for protobuf, and SDKs send `application/json` for
+    streams too. `identity`, since a compressed stream delays events and hides their usage. The caller adds Host,
+    Content-Length and the upstream's credential.
+    """
+    chosen: dict[bytes, bytes] = {}
+    stainless = 0
+    passing, hidden = _by_name(client)
+    for name, values in passing.items():
+        if name in hidden:
+            continue
+        if name in _TO_UPSTREAM:
+            value = b", ".join(values) if name in _LISTS else values[0]
+            if _fit(value) and (name != b"traceparent" or len(values) == 1):
+                chosen[_TO_UPSTREAM[name]] = value
+        elif stainless < MAX_STAINLESS and _STAINLESS.fullmatch(name) and _fit(values[0]):
+            stainless += 1
+            chosen[name] = values[0]
+    if not _TRACEPARENT.fullmatch(chosen.get(b"traceparent", b"")):  # without a parent the state means nothing (3.3)
+        chosen.pop(b"traceparent", None)
+        chosen.pop(b"tracestate", None)
+    chosen.setdefault(b"User-Agent", _AGENT)
+    accept = b"text/event-stream, application/json" if stream else b"application/json"
+    return [(b"Content-Type", b"application/json"), (b"Accept", accept), (b"Accept-Encoding", b"identity"), *chosen.items()]
+
+
+def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
+    """Choose what the client learns of an upstream's headers; the upstream's id becomes `Upstream-Request-Id`.
+
+    Its rate limits are not told, as they are those of an account that callers share; `Retry-After` goes by way of
+    `parse_retry_after`. Framing, Date, X-Request-Id and the rest are the sender's own.
+    """
+    passing, hidden = _by_name(upstream)
+    chosen = []
+    for name, values in passing.items():
+        if name in _TO_CLIENT and name not in hidden and _fit(values[0]):
+            if name == b"content-type" and not _MEDIA_TYPE.fullmatch(values[0]):
+                continue
+            chosen.append((_TO_CLIENT[name], values[0]))
+    if own_id := _request_id(passing):
+        chosen.append((b"Upstream-Request-Id", own_id))
+    return chosen
+
+
+def upstream_request_id(upstream: Headers) -> str | None:
+    """Find the upstream's own id of the exchange, for the ledger; None where it sent none that is fit to be kept."""
+    own_id = _request_id(_by_name(upstream)[0])
+    return None if own_id is None else own_id.decode("ascii")
+
+
+def parse_retry_after(retry_after: bytes | None, retry_after_ms: bytes | None, now: float) -> float | None:
+    """Say how many seconds an upstream asks us to wait; None where it does not say, or says nonsense.
+
+    In the SDKs' order: `retry-after-ms`, then `Retry-After` as (fractional) seconds, then as an HTTP date (RFC 9110
+    10.2.3). `now` is wall time in seconds since the epoch. The result is in 0 … MAX_RETRY_AFTER.
+    """
+    for value, unit in ((retry_after_ms, 0.001), (retry_after, 1.0)):
+        text = _text(value)
+        if _DECIMAL.fullmatch(text):
+            return min(float(text) * unit, MAX_RETRY_AFTER)
+    wait = _until(_text(retry_after), now)
+    return None if wait is None else min(max(wait, 0.0), MAX_RETRY_AFTER)
+
+
+def credential(client: Headers) -> bytes | None:
+    """Extract the key or token that the client presents: `Authorization: Bearer`, `X-Api-Key` or `api-key`.
+
+    None where there is none; another scheme of Authorization is none. Two that differ raise ProxyError
+    `invalid_api_key`: which of them counts must not be a matter of luck.
+    """
+    found: bytes | None = None
+    for name, value in client:
+        lower = name.lower()
+        if lower not in _CREDENTIALS:
+            continue
+        presented = _bearer(value) if lower == b"authorization" else value.strip(b" \t")
+        if not presented:
+            continue
+        if found is not None and presented != found:
+            raise ProxyError("invalid_api_key", "Your request carries two different API keys. Send one.")
+        found = presented
+    return found
+
+
+def _by_name(headers: Headers) -> tuple[dict[bytes, list[bytes]], set[bytes]]:
+    """Group the values by lower-cased name, and list the names that `Connection` keeps to this hop."""
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    hidden = {option.strip(b" \t").lower() for line in values.get(b"connection", ()) for option in line.split(b",")}
+    return values, hidden
+
+
+def _fit(value: bytes) -> bool:
+    return len(value) <= MAX_VALUE and _VALUE.fullmatch(value) is not None
+
+
+def _request_id(values: dict[bytes, list[bytes]]) -> bytes | None:
+    for name in _REQUEST_ID:
+        own_id = values.get(name, [b""])[0]
+        if _fit(own_id) and len(own_id) <= 256:
+            return own_id
+    return None
+
+
+def _bearer(value: bytes) -> bytes:
+    """Take the token out of `Bearer TOKEN`; the scheme in any case (RFC 9110 11.1)."""
+    scheme, _, token = value.strip(b" \t").partition(b" ")
+    return token.strip(b" \t") if scheme.lower() == b"bearer" else b""
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None or len(value) > 64 else value.strip(b" \t").decode("latin-1")
+
+
+def _until(date: str, now: float) -> float | None:
+    """Seconds until an HTTP date; all three forms of RFC 9110 5.6.7 are GMT."""
+    if not date[:3].isalpha():
+        return None
+    try:
+        when = parsedate_to_datetime(date)
+        wait = when.timestamp() - now if when.tzinfo else when.replace(tzinfo=UTC).timestamp() - now
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return wait if math.isfinite(wait) else None
