@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_FIELDS = 50_000
 """Fields of all depths in one message; about 40 ms of walking, some 8 MB decoded."""
 MAX_IDS = 524_288
-"""Numbers in one packed field: the token ids of an embedding input."""
+"""Numbers in all packed fields together: the token ids of an embedding input."""
 MAX_DEPTH = 100
 """Messages within messages; protobuf's own default."""
 
@@ -90,7 +90,7 @@ def _varint(data: bytes, at: int, end: int, name: str) -> tuple[int, int]:
 
 def _walk(data: bytes, name: str) -> None:
     """Check the bytes against the table of `name`, depth first, without recursion."""
-    top, budget = name, MAX_FIELDS
+    top, budget, ids = name, MAX_FIELDS, MAX_IDS
     at, end, table = 0, len(data), _TABLES[name]
     outer: list[tuple[int, dict[int, _Field]]] = []
     while True:
@@ -122,15 +122,17 @@ def _walk(data: bytes, name: str) -> None:
                 outer.append((end, table))
                 end, table = at + size, _TABLES[known[1]]
                 continue
-            if known is not None and known[2] and size > MAX_IDS // 8:
-                _count(data[at : at + size], top)
+            if known is not None and known[2]:
+                ids -= len(data[at : at + size].translate(None, _CONTINUED))  # each number ends with its one byte below 128
+                if ids < 0:
+                    raise _refusal(top, f"more than {MAX_IDS} packed numbers")
             at += size
         else:
             at = _skip(data, at, end, (wire, top))
 
 
 def _skip(data: bytes, at: int, end: int, what: tuple[int, str]) -> int:
-    """The place behind a value that is a number."""
+    """Find the place behind a value that is a number."""
     wire, name = what
     if wire == _VARINT:
         if at < end and data[at] < 128:
@@ -142,9 +144,3 @@ def _skip(data: bytes, at: int, end: int, what: tuple[int, str]) -> int:
     if at > end:
         raise _refusal(name, "a number is cut off")
     return at
-
-
-def _count(packed: bytes, name: str) -> None:
-    """Bound the numbers of a packed field: each ends with the one byte below 128."""
-    if len(packed.translate(None, _CONTINUED)) > MAX_IDS:
-        raise _refusal(name, f"more than {MAX_IDS} numbers in one field")

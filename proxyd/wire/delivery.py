@@ -1,0 +1,116 @@
+"""How a client wants its answer delivered: by the request's `delivery` message, or, for JSON clients, a header or member.
+
+The header is `Delivery: max-delay-ms=100, detail=full` (a dictionary of RFC 9651, tokens and numbers only); the member is
+`"delivery": {"max_delay_ms": 100}` in the body, which proxyd takes off before it forwards. All three give a `Delivery`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.wire._pb import chat_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_DELAY_MS = 10_000
+MAX_HELD = 65_536
+"""Bytes of text that are ever held back in one stream."""
+MAX_PAD = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the client asked for; None is "not said", and the route's or the format's default holds."""
+
+    max_delay_ms: int | None = None
+    max_bytes: int = MAX_HELD
+    full: bool | None = None
+    """DETAIL_FULL; None: not said, which is DETAIL_COMPACT."""
+    tokens: bool = False
+    """Text may be sent as token ids of o200k_base."""
+    pad_to: int = 0
+    omit_reasoning: bool = False
+    resumable: bool = False
+    compress: bool = False
+
+
+def from_message(message: chat_pb2.Delivery) -> Delivery:
+    """Read the protobuf message. Raises ProxyError `invalid_request` for what is out of bounds or not known."""
+    return _bounded(
+        Delivery(
+            max_delay_ms=message.max_delay_ms if message.HasField("max_delay_ms") else None,
+            max_bytes=message.max_bytes or MAX_HELD,
+            full=_known("delivery.detail", {0: None, 1: False, 2: True}, message.detail),
+            tokens=_known("delivery.token_vocabulary", {0: False, 1: True}, message.token_vocabulary) or False,
+            pad_to=message.pad_to,
+            omit_reasoning=message.omit_reasoning,
+            resumable=message.resumable,
+            compress=message.compress,
+        )
+    )
+
+
+def from_members(members: object) -> Delivery:
+    """Read a JSON object with the field names of the protobuf message; `detail` is "compact" or "full".
+
+    Raises ProxyError `invalid_request` for anything else.
+    """
+    if not isinstance(members, dict):
+        raise _refusal("delivery", "must be an object")
+    return _read({str(name): value for name, value in members.items()})
+
+
+def from_header(value: str) -> Delivery:
+    """Read a `Delivery` header; names have hyphens, a bare name is true. Raises ProxyError `invalid_request`."""
+    members: dict[str, object] = {}
+    for item in value.split(","):
+        name, sep, text = (part.strip() for part in item.partition("="))
+        if not name:
+            continue
+        members[name.replace("-", "_")] = _item(text) if sep else True
+    return _read(members)
+
+
+def _item(text: str) -> object:
+    if text in {"?0", "?1"}:  # RFC 9651's booleans
+        return text == "?1"
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
+
+
+_NUMBERS = ("max_delay_ms", "max_bytes", "pad_to")
+_FLAGS = ("omit_reasoning", "resumable", "compress")
+_WORDS = {"detail": {"compact": 1, "full": 2}, "token_vocabulary": {"o200k_base": 1}}
+
+
+def _read(members: Mapping[str, object]) -> Delivery:
+    message = chat_pb2.Delivery()
+    for name, value in members.items():
+        if name in _NUMBERS and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            setattr(message, name, value)
+        elif name in _FLAGS and isinstance(value, bool):
+            setattr(message, name, value)
+        elif name in _WORDS and isinstance(value, str) and value in _WORDS[name]:
+            setattr(message, name, _WORDS[name][value])
+        else:
+            raise _refusal(f"delivery.{name}"[:64], "is unknown or has a wrong value")
+    return from_message(message)
+
+
+def _known(name: str, table: Mapping[int, bool | None], value: int) -> bool | None:
+    if value not in table:
+        raise _refusal(name, "has a value that is not known")
+    return table[value]
+
+
+def _bounded(delivery: Delivery) -> Delivery:
+    for name, bound in (("max_delay_ms", MAX_DELAY_MS), ("max_bytes", MAX_HELD), ("pad_to", MAX_PAD)):
+        if (getattr(delivery, name) or 0) > bound:
+            raise _refusal(f"delivery.{name}", f"is more than {bound}")
+    return delivery
+
+
+def _refusal(name: str, fault: str) -> ProxyError:
+    return ProxyError("invalid_request", f"{name} {fault}.", param=name)
