@@ -103,7 +103,7 @@ class RouteTable:
         names = [*self._exact, *(alias for alias in self._aliases if alias not in self._exact)]
         return names if caller is None else [name for name in names if self.allowed(caller, name)]
 
-    def suggest(self, asked: str, caller: Caller) -> str | None:
+    def suggest(self, caller: Caller, asked: str) -> str | None:
         """Guess which name was meant, among those that the caller may know of; None where nothing is near."""
         if len(asked) > SUGGEST_LENGTH:
             return None

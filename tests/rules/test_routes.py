@@ -99,11 +99,11 @@ def test_models_and_aliases_are_listed_once_and_patterns_are_not() -> None:
 
 
 def test_a_near_miss_is_told_only_of_what_the_caller_may_use() -> None:
-    assert TABLE.suggest("gpt4o", ANYBODY) == "gpt-4o"
-    assert TABLE.suggest("Org/Name:Tag", ANYBODY) == "org/name:tag"
-    assert TABLE.suggest("zzz", ANYBODY) is None
-    assert TABLE.suggest("gpt4o", Caller("a", ("fast",))) is None
-    assert TABLE.suggest("gpt4o" * 50, ANYBODY) is None
+    assert TABLE.suggest(ANYBODY, "gpt4o") == "gpt-4o"
+    assert TABLE.suggest(ANYBODY, "Org/Name:Tag") == "org/name:tag"
+    assert TABLE.suggest(ANYBODY, "zzz") is None
+    assert TABLE.suggest(Caller("a", ("fast",)), "gpt4o") is None
+    assert TABLE.suggest(ANYBODY, "gpt4o" * 50) is None
 
 
 def ordered(strategy: Strategy, weights: dict[str, int], facts: dict[str, Facts], chance: float = 0.5) -> list[str]:
