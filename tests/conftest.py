@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 # Tests import one another's tools as `tests.…`, whether pytest was started as a module or as a command.
 sys.path[:0] = [] if str(Path(__file__).parent.parent) in sys.path else [str(Path(__file__).parent.parent)]
-
-from typing import TYPE_CHECKING
 
 from tests.llama.server import Llama, why_not  # noqa: E402
 from tests.origin import Origin  # noqa: E402
