@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Blame(enum.StrEnum):
@@ -76,7 +80,7 @@ class ProxyError(Exception):
     """A failure of an exchange. `code` is a key of TABLE; `message` is for the client and must hold no secret.
 
     `status` overrides the table's (an upstream's own 429 stays 429); `body` is an upstream's own OpenAI-shaped error
-    body, relayed as it is; `retry_after` is in seconds.
+    body, relayed as it is; `retry_after` is in seconds; `allow` lists the methods that a 405 names.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class ProxyError(Exception):
         retry_after: float | None = None,
         body: bytes | None = None,
         type: str | None = None,  # noqa: A002 - OpenAI's own name for the member
+        allow: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         verdict = TABLE[code]
@@ -102,6 +107,7 @@ class ProxyError(Exception):
         self.retry = verdict.retry if retry is None else retry
         self.retry_after = retry_after
         self.body = body
+        self.allow = allow
 
     def document(self) -> bytes:
         """The error as OpenAI shapes it: `{"error": {message, type, param, code}}`."""

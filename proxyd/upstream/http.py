@@ -30,8 +30,6 @@ class HttpUpstream:
         lines = [b"host: " + urlsplit(url).netloc.encode("idna" if not url.isascii() else "ascii")]
         if spec.api_key is not None:
             lines.append(b": ".join(self._traits.credential(spec.api_key)))
-        # identity: a gzip layer would hold events back, and hide them from the meter
-        lines += [b"content-type: application/json", b"accept-encoding: identity"]
         self._fixed = b"\r\n".join(lines) + b"\r\n"
 
     async def call(

@@ -1,0 +1,66 @@
+"""`proxyd models`: the route table as resolved, with the state of each upstream where a daemon runs."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from proxyd.cli import config_path, output
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "Show the route table as resolved: each model, its upstreams in order, and their state if the daemon runs."
+COLUMNS = tuple(output.Column(key, key.upper()) for key in ("model", "order", "upstream", "kind", "as", "strategy", "state"))
+EXAMPLES = """
+proxyd models
+proxyd models -c config.yaml --format json
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's own options."""
+    output.add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table."""
+    from proxyd.config.load import load_file  # noqa: PLC0415 - `proxyd --help` loads no YAML
+    from proxyd.daemon.run import environment  # noqa: PLC0415
+
+    environ = environment()
+    config = load_file(config_path(args, environ), environ)
+    states = _states(config.ops.listen)
+    rows: list[dict[str, Any]] = []
+    for name, model in config.models.items():
+        for place, target in enumerate(model.upstreams, 1):
+            rows.append(
+                {
+                    "model": name,
+                    "order": place,
+                    "upstream": target.upstream,
+                    "kind": config.upstreams[target.upstream].kind.value,
+                    "as": target.model or (f"without {model.strip_prefix!r}" if model.strip_prefix else "the same"),
+                    "strategy": model.strategy.value if len(model.upstreams) > 1 else "",
+                    "state": states.get(target.upstream, "unknown (no daemon answers)") if states is not None else "unknown (no daemon answers)",
+                }
+            )
+    rows += [
+        {"model": alias, "order": "", "upstream": "", "kind": "alias", "as": name, "strategy": "", "state": ""} for alias, name in config.aliases.items()
+    ]
+    output.show(COLUMNS, rows, args.format)
+    return 0
+
+
+def _states(listen: str | None) -> dict[str, str] | None:
+    """Ask a running daemon's ops port; None where none answers."""
+    if listen is None or listen.startswith("unix:"):
+        return None
+    try:
+        with urllib.request.urlopen(f"http://{listen}/state", timeout=2) as answer:  # noqa: S310 - our own port
+            document = json.load(answer)
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+    return {name: facts["state"] for name, facts in document["upstreams"].items()}

@@ -1,0 +1,86 @@
+"""The composition root: the one place where the rooms are introduced to each other."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import http_parser
+
+from proxyd.config.safety import refusals
+from proxyd.config.schema import Environment, Key, Kind
+from proxyd.flow.health import Health
+from proxyd.flow.runtime import Runtime, Snapshot
+from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
+from proxyd.rules.routes import RouteTable
+from proxyd.store.db import Database, database_path
+from proxyd.store.ledger import Ledger
+from proxyd.upstream.echo import EchoUpstream
+from proxyd.upstream.http import HttpUpstream
+from proxyd.wire.tokens import Tokenizers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxyd.clock import Clock
+    from proxyd.config.schema import Config, Upstream
+    from proxyd.flow.runtime import Door
+
+TEST_KEY = "test-key"
+"""The fixed key of `environment: test`."""
+
+
+class RefusedError(Exception):
+    """proxyd will not start like this; `reasons` says everything that is wrong at once."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+def check(config: Config) -> None:
+    """Refuse to start where that would be unsafe. Raises RefusedError."""
+    reasons = refusals(config)
+    if not http_parser.HttpRequestParser.__module__.endswith("_http_parser"):
+        reasons.append("aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient")
+    if reasons:
+        raise RefusedError(reasons)
+
+
+def snapshot(config: Config, made_key: str | None) -> Snapshot:
+    """Turn a configuration into what exchanges use. `made_key` is the key of a development or test environment."""
+    keys = config.auth.keys if config.auth is not None else ()
+    if made_key is not None:
+        keys = (Key(name=config.environment.value, key=made_key),)
+    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None)
+
+
+def make_key(config: Config) -> str | None:
+    """The key that proxyd brings itself, where the configuration names none and the environment allows it."""
+    if config.auth is None or config.auth.keys:
+        return None
+    if config.environment is Environment.TEST:
+        return TEST_KEY
+    return generate_dev_key(os.urandom(32)) if config.environment is Environment.DEVELOPMENT else None
+
+
+def door(spec: Upstream, clock: Clock) -> Door:
+    """Open the way to an upstream."""
+    return EchoUpstream(spec, clock) if spec.kind is Kind.ECHO else HttpUpstream(spec, clock)
+
+
+async def runtime(config: Config, folder: Path, environ: Mapping[str, str], clock: Clock) -> tuple[Runtime, Database, str | None]:
+    """Open the database, and put everything together. Raises RefusedError, StoreError."""
+    check(config)
+    path = database_path(config.storage.url, folder, environ.get("STATE_DIRECTORY"))
+    database = Database(path, durability=config.storage.durability, on_failure=config.storage.on_failure)
+    await database.open()
+    ledger = Ledger(database)
+    await ledger.recover(clock.now_us())
+    key = make_key(config)
+    made = Runtime(snapshot(config, key), clock, random.SystemRandom(), ledger, Tokenizers())
+    made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
+    made.health = {name: Health() for name in config.upstreams}
+    return made, database, key

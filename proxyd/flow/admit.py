@@ -1,0 +1,52 @@
+"""Who asks, for what, and may they: everything that is decided before an upstream hears of the request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.wire import body, headers
+
+if TYPE_CHECKING:
+    from proxyd.flow.exchange import Exchange
+    from proxyd.flow.runtime import Runtime
+    from proxyd.model import Caller
+    from proxyd.web.downstream import Downstream
+
+
+async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> None:
+    """Fill in caller, ask and route. Raises ProxyError where the request is refused; nothing is left behind then."""
+    # Room first: what cannot be served is refused before a byte of its body is read.
+    runtime.check_room()
+    # Who, before what: nobody unknown makes us read or parse a body.
+    ex.caller = authenticate(runtime, down)
+    # What.
+    limits = ex.snapshot.config.limits
+    raw = await down.body(limits.body, limits.body_timeout)
+    ex.bytes_in = len(raw)
+    ex.ask = body.parse_ask(ex.endpoint, raw)
+    # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
+    # where the caller could know it: both lists come from the route table.
+    routes = ex.snapshot.routes
+    ex.route = routes.resolve(ex.ask.model)
+    if ex.route is None:
+        hint = routes.suggest(ex.caller, ex.ask.model)
+        near = f" Did you mean {hint!r}?" if hint else ""
+        raise ProxyError("model_not_found", f"The model {ex.ask.model!r} does not exist here.{near}", param="model")
+    if not routes.allowed(ex.caller, ex.ask.model):
+        raise ProxyError("model_not_allowed", f"This key may not use the model {ex.ask.model!r}.", param="model")
+    ex.headers = headers.to_upstream(down.headers, stream=ex.ask.stream)
+
+
+def authenticate(runtime: Runtime, down: Downstream) -> Caller:
+    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key."""
+    snapshot = runtime.snapshot
+    if snapshot.anyone is not None:
+        return snapshot.anyone
+    presented = headers.credential(down.headers)
+    if presented is None:
+        raise ProxyError("invalid_api_key", "No API key was given. Send it as `Authorization: Bearer KEY`, `X-Api-Key` or `api-key`.")
+    caller = snapshot.keys.find(presented)
+    if caller is None:
+        raise ProxyError("invalid_api_key", "The API key is not valid here.")
+    return caller

@@ -1,0 +1,190 @@
+"""An upstream's answer as it arrives: first peeked at by dispatch, then pushed on by relay.
+
+The law of this file: `body` is the hot path. One call of the meter, one write; no allocation that is not needed, no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from proxyd.model import Format, Source, Usage
+from proxyd.wire.meter import Meter, format_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxyd.clock import Clock
+    from proxyd.errors import ProxyError
+    from proxyd.model import Endpoint, LedgerRow
+    from proxyd.upstream.connection import Call
+
+END_GRACE = 0.1
+"""Seconds that an upstream has, after its terminal event, to end the HTTP message too. (The Python SDK waits as long.)"""
+
+
+class Answer:
+    """The sink of one attempt. Until `push` is set, what may leave is kept in `ready`."""
+
+    def __init__(self, clock: Clock, endpoint: Endpoint, *, streamed: bool, strip_usage: bool) -> None:
+        self.clock = clock
+        self._endpoint = endpoint
+        self._streamed = streamed
+        self._strip_usage = strip_usage
+        self._waiter: asyncio.Future[None] | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self.call: Call | None = None
+        # The answer
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.meter: Meter | None = None
+        self.ready: list[bytes] = []
+        self.push: Callable[[bytes], None] | None = None
+        self.over = False
+        self.failure: ProxyError | None = None
+        # Moments, monotonic
+        self.sent_at = clock.monotonic()
+        self.first_at: float | None = None
+        self.last_at = self.sent_at
+        self.paused_since: float | None = None
+
+    # The sink's side: called by the upstream's connection.
+
+    def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Take the head, and make a meter that fits what is to come."""
+        self.status, self.headers = status, headers
+        self.last_at = self.clock.monotonic()
+        self.meter = Meter(
+            format_of(self.header(b"content-type"), streamed=self._streamed and status < 400),
+            status=status,
+            content_encoding=self.header(b"content-encoding") or "identity",
+            strip_usage=self._strip_usage,
+            endpoint=self._endpoint,
+        )
+        self._wake()
+
+    def body(self, data: bytes) -> None:
+        """Meter the bytes and pass on what may leave."""
+        meter = self.meter
+        out = meter.feed(data)  # type: ignore[union-attr]  # the head has come
+        self.last_at = now = self.clock.monotonic()
+        if self.push is not None and out:
+            self.push(out)
+        else:
+            if out:
+                self.ready.append(out)
+            if self._waiter is not None and meter.begun:  # type: ignore[union-attr]
+                self._wake()
+        if self.first_at is None and meter.begun:  # type: ignore[union-attr]
+            self.first_at = now
+        if meter.ended and self._grace is None:  # type: ignore[union-attr]
+            self._grace = asyncio.get_running_loop().call_later(END_GRACE, self._expire)
+
+    def end(self, failure: ProxyError | None) -> None:
+        """Take the end: None if the HTTP message ended properly."""
+        self.over = True
+        if self._grace is not None:
+            self._grace.cancel()
+        self.failure = failure
+        if self.meter is not None:
+            if self.meter.ended:
+                self.failure = None  # everything was said before the connection broke
+            rest = self.meter.end(self.failure is None)
+            if rest:
+                (self.push or self.ready.append)(rest)
+        self._wake()
+
+    def _expire(self) -> None:
+        """The terminal event has come, the end of the message has not: do not make the client wait for it."""
+        self.close()
+        self.end(None)
+
+    # The verbs' side.
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of that name, which is in lower case."""
+        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+
+    async def started(self) -> None:
+        """Wait for the head, or for the end that came instead."""
+        while not self.status and not self.over:
+            await self._wait()
+
+    async def begun(self) -> None:
+        """Wait for the first event (or, for a body of JSON, the first byte), or for the end."""
+        while not self.over and not (self.meter is not None and self.meter.begun):
+            await self._wait()
+
+    async def ended(self) -> None:
+        """Wait for the end."""
+        while not self.over:
+            await self._wait()
+
+    def fail(self, failure: ProxyError) -> None:
+        """Give the attempt up: break it off upstream, and end it here with this failure."""
+        if not self.over:
+            self.close()
+            self.end(failure)
+
+    def close(self) -> None:
+        """Let go of the upstream; a running answer is broken off, which stops it."""
+        if self._grace is not None:
+            self._grace.cancel()
+        if self.call is not None:
+            self.call.close()
+
+    # Flow control: the client's connection steers this.
+
+    def pause(self) -> None:
+        """The client's buffer is full."""
+        if self.call is not None and not self.over:
+            self.paused_since = self.clock.monotonic()
+            self.call.pause()
+
+    def resume(self) -> None:
+        """There is room again; silence is counted from now."""
+        if self.call is not None and not self.over:
+            self.paused_since = None
+            self.last_at = self.clock.monotonic()
+            self.call.resume()
+
+    # What it came to.
+
+    @property
+    def streams(self) -> bool:
+        """It arrives as events, not as one document."""
+        return self.meter is not None and self.meter.format is not Format.JSON
+
+    @property
+    def had_error(self) -> bool:
+        """An error was said inside it."""
+        return self.meter is not None and self.meter.had_error
+
+    @property
+    def finished_whole(self) -> bool:
+        """A whole successful answer has arrived (even if its connection has not ended yet)."""
+        if self.meter is None or self.failure is not None or self.meter.had_error:
+            return False
+        return self.meter.ended or (self.over and self.meter.read().complete)
+
+    def progress(self, row: LedgerRow) -> LedgerRow:
+        """The row as a crash should find it: what was reported so far, else an estimate by length."""
+        assert self.meter is not None  # noqa: S101 - asked of running streams only
+        reading = self.meter.read()
+        usage, source = reading.usage, Source.UPSTREAM
+        if usage is None:
+            prompt, completion = row.bytes_in // 4, len(self.meter.produced()) // 4
+            usage, source = Usage(prompt, completion, prompt + completion), Source.ESTIMATED
+        return replace(row, usage=usage, tokens_source=source, upstream_model=reading.model or row.upstream_model)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,173 @@
+"""Which upstream answers: attempts, one after the other, until one has said its first word or nothing is left to try.
+
+The law of this file: the commit point is its return. Until then nothing has reached the client and another upstream may be
+tried; afterwards there is no way back here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.flow.answer import Answer
+from proxyd.flow.settle import settle_attempt
+from proxyd.model import LedgerRow
+from proxyd.rules import retry, routes
+from proxyd.upstream import kinds
+from proxyd.wire.body import Edits, upstream_body
+from proxyd.wire.faults import in_band, refusal
+from proxyd.wire.headers import parse_retry_after
+
+if TYPE_CHECKING:
+    from proxyd.flow.exchange import Exchange
+    from proxyd.flow.runtime import Runtime
+    from proxyd.rules.routes import Target
+
+REFUSAL_LIMIT = 256 * 1024
+"""Bytes of an upstream's error answer that are read; the rest says nothing new."""
+
+
+async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
+    """Get an answer under way. Returns it with its first event in hand; raises the last attempt's ProxyError."""
+    plan = _plan(ex, runtime)
+    history: list[retry.Attempt] = []
+    while True:
+        now = runtime.clock.monotonic()
+        step = retry.next_step(plan, history, _facts(plan, runtime, now), now, runtime.chance.random())
+        if isinstance(step, retry.GiveUp):
+            raise _given_up(history, step)
+        if step.wait > 0:
+            await asyncio.sleep(step.wait)
+        health = runtime.health[step.target.upstream]
+        ticket = health.begin(runtime.clock.monotonic(), spends=step.spends)
+        if ticket is None:
+            continue  # its breaker opened while we waited: decide anew
+        ex.ticket = (health, ticket)
+        try:
+            answer = await _attempt(ex, runtime, step.target, fresh=step.fresh)
+        except ProxyError as error:
+            settle_attempt(ex, error, runtime)
+            if error.code == "ledger_unavailable":
+                raise
+            history.append(retry.Attempt(step.target, error, runtime.clock.monotonic()))
+        else:
+            now = runtime.clock.monotonic()
+            health.spoke(ticket, now, now - answer.sent_at)
+            return answer
+
+
+def _plan(ex: Exchange, runtime: Runtime) -> retry.Plan:
+    route = ex.route
+    assert route is not None  # noqa: S101 - admit has run
+    now = runtime.clock.monotonic()
+    facts = {target.upstream: runtime.health[target.upstream].facts(now) for target in route.targets}
+    totals = [ex.snapshot.config.upstreams[target.upstream].timeouts.total for target in route.targets]
+    limits = [total for total in totals if total is not None]
+    deadline = ex.began + max(limits) if limits and len(limits) == len(totals) else None
+    return retry.Plan(route.model.retry, tuple(routes.order(route, facts, runtime.chance.random())), deadline)
+
+
+def _facts(plan: retry.Plan, runtime: Runtime, now: float) -> dict[str, routes.Facts]:
+    return {target.upstream: runtime.health[target.upstream].facts(now) for target in plan.targets}
+
+
+def _given_up(history: list[retry.Attempt], step: retry.GiveUp) -> ProxyError:
+    """The last attempt's error tells best; without one, every upstream rests."""
+    if not history:
+        return ProxyError("upstream_overloaded", "Every upstream of this model is resting after failures.", retry_after=step.retry_after)
+    error = history[-1].error
+    if step.retry_after is not None:
+        error.retry_after = step.retry_after
+    return error
+
+
+async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: bool) -> Answer:
+    """Call one upstream and wait for its first event. Raises ProxyError if it fails before that."""
+    ask, model = ex.ask, ex.model
+    assert ask is not None  # noqa: S101 - admit has run
+    spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
+    ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
+    body = upstream_body(
+        ask,
+        Edits(target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=kinds.traits(spec).rename_max_tokens),
+    )
+    ex.attempt += 1
+    ex.answer = None
+    row = _row(ex, runtime, target)
+    await runtime.ledger.open(row)  # on disk before the upstream hears of it: what may cost has a row
+    ex.row = row
+    answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage)
+    answer.call = await runtime.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
+    await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)
+    return await _judge(answer, spec.api_key, runtime)
+
+
+async def _first_word(answer: Answer, limit: float | None, ping: float | None) -> None:
+    """Wait for the head and the first event. A stream whose head has come is not made to wait for its first event longer
+    than `ping`: its client is told of the head then, and kept alive by comments."""
+    try:
+        async with asyncio.timeout(limit):
+            await answer.started()
+            if answer.streams and ping is not None:
+                await asyncio.wait_for(answer.begun(), ping)
+            else:
+                await answer.begun()
+    except TimeoutError:
+        if limit is None or answer.streams and answer.clock.monotonic() - answer.sent_at < limit:
+            return
+        raise ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.") from None
+
+
+async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer:
+    """Take the answer, or turn what it says into the error that it is."""
+    if answer.failure is not None and not answer.status:
+        raise answer.failure
+    if 200 <= answer.status < 300:
+        if answer.streams and answer.had_error and answer.meter is not None:
+            raise in_band(answer.meter.last_error, secret)
+        if answer.failure is not None and not answer.ready:
+            raise answer.failure
+        return answer
+    if 300 <= answer.status < 400:
+        raise ProxyError("upstream_bad_response", "The upstream answered with a redirect, which proxyd does not follow.")
+    body = await _refusal_body(answer)
+    error = refusal(answer.status, body, secret)
+    wait = parse_retry_after(_header(answer, b"retry-after"), _header(answer, b"retry-after-ms"), runtime.clock.now_us() / 1e6)
+    error.retry_after = wait
+    raise error
+
+
+async def _refusal_body(answer: Answer) -> bytes:
+    """The upstream's error document, as far as it comes in time."""
+    answer.push = answer.ready.append
+    try:
+        async with asyncio.timeout(5.0):
+            await answer.ended()
+    except TimeoutError:
+        answer.close()
+    held = answer.meter.take_held() if answer.meter is not None else b""
+    return b"".join([*answer.ready, held])[:REFUSAL_LIMIT]
+
+
+def _header(answer: Answer, name: bytes) -> bytes | None:
+    return next((value for key, value in answer.headers if key == name), None)
+
+
+def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:
+    assert ex.ask is not None  # noqa: S101 - admit has run
+    assert ex.caller is not None  # noqa: S101
+    return LedgerRow(
+        id=runtime.ledger.next_id(),
+        request_id=ex.request_id,
+        attempt=ex.attempt,
+        caller=ex.caller.name,
+        endpoint=ex.endpoint.value,
+        protocol="sse" if ex.ask.stream else "json",
+        model=ex.ask.model,
+        upstream=target.upstream,
+        upstream_model=target.model,
+        streamed=ex.ask.stream,
+        created_at=runtime.clock.now_us(),
+        bytes_in=ex.bytes_in,
+    )

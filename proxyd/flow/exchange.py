@@ -1,0 +1,82 @@
+"""One exchange: what the four verbs know together. State only; whoever sets a field stands beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proxyd.model import LedgerRow, State
+
+if TYPE_CHECKING:
+    from proxyd.config.schema import Model, Upstream
+    from proxyd.errors import ProxyError
+    from proxyd.flow.answer import Answer
+    from proxyd.flow.health import Health
+    from proxyd.flow.runtime import Snapshot
+    from proxyd.model import Ask, Caller, Endpoint
+    from proxyd.rules.routes import Route
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request on its way. It keeps the snapshot that it began with, whatever a reload does meanwhile."""
+
+    request_id: str
+    endpoint: Endpoint
+    snapshot: Snapshot
+    began: float
+    """Monotonic seconds."""
+    began_us: int
+    """Wall time."""
+
+    # set by admit
+    caller: Caller | None = None
+    ask: Ask | None = None
+    route: Route | None = None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """What is forwarded of the client's own headers."""
+    bytes_in: int = 0
+
+    # set by dispatch
+    attempt: int = 0
+    upstream: Upstream | None = None
+    """The settings of the upstream that the running attempt goes to."""
+    ticket: tuple[Health, int] | None = None
+    """The running attempt's place at its upstream, until its end is reported there."""
+    row: LedgerRow | None = None
+    """The ledger row of the running attempt, from its `open` until it is settled."""
+    answer: Answer | None = None
+
+    # set by relay and handler
+    held: bytes = b""
+    """The end of the answer, which leaves when the row is on disk."""
+    error: ProxyError | None = None
+    client_left: bool = False
+    committed: bool = False
+    """A byte of the answer went out."""
+    settled: bool = False
+    bytes_out: int = 0
+
+    @property
+    def label(self) -> str:
+        """The route's name, for metrics: never what a client made up."""
+        return self.route.label if self.route is not None else ""
+
+    @property
+    def model(self) -> Model:
+        """The route's settings. Only after admit."""
+        assert self.route is not None  # noqa: S101 - admit has set it, or the exchange ended there
+        return self.route.model
+
+    def outcome(self) -> tuple[State, str | None]:
+        """What the running attempt has come to: its ledger state, and the error code if there is one."""
+        answer = self.answer
+        if self.error is not None:
+            return State.FAILED, self.error.code
+        if answer is not None and answer.finished_whole:
+            return State.DONE, None
+        if answer is not None and answer.had_error:
+            return State.FAILED, "upstream_error"
+        if self.client_left:
+            return State.CANCELLED, "client_gone"
+        return State.FAILED, "internal"

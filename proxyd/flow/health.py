@@ -1,0 +1,65 @@
+"""What is known of one upstream: its breaker, its retry budget, how busy and how fast it is. State only; `rules` decides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxyd.rules import breaker, retry
+from proxyd.rules.routes import Facts
+
+if TYPE_CHECKING:
+    from proxyd.errors import ProxyError
+
+SMOOTHING = 0.2
+"""Weight of the newest time to the first byte in the running mean."""
+SETTINGS = breaker.Settings()
+
+
+class Health:
+    """One upstream's. A call is `begin`, perhaps `spoke`, and exactly one `ended`."""
+
+    __slots__ = ("_breaker", "_budget", "_busy", "_latency")
+
+    def __init__(self) -> None:
+        self._breaker = breaker.Breaker()
+        self._budget = retry.Budget()
+        self._busy = 0
+        self._latency: float | None = None
+
+    def facts(self, now: float) -> Facts:
+        """As the rules want to know it."""
+        return Facts(self._busy, self._latency, breaker.ready_in(self._breaker, now), retry.may_retry(self._budget, now))
+
+    def begin(self, now: float, *, spends: bool) -> int | None:
+        """Begin a call; returns the ticket for its end, or None if the breaker lets nothing through now."""
+        admitted = breaker.admit(self._breaker, SETTINGS, now)
+        if admitted is None:
+            return None
+        self._breaker = admitted
+        self._budget = retry.withdraw(self._budget, now) if spends else retry.deposit(self._budget, now)
+        self._busy += 1
+        return admitted.epoch
+
+    def spoke(self, ticket: int, now: float, seconds: float) -> None:
+        """The first word came after so many seconds. A probe has told enough with that: long streams must not keep it open."""
+        self._latency = seconds if self._latency is None else self._latency + SMOOTHING * (seconds - self._latency)
+        if self._breaker.state is breaker.State.HALF_OPEN:
+            self._report(breaker.Event.SUCCEEDED, ticket, now, 0.0)
+
+    def ended(self, ticket: int, now: float, error: ProxyError | None, *, abandoned: bool = False) -> None:
+        """The call is over; `abandoned` if its end says nothing of the upstream."""
+        self._busy -= 1
+        event = breaker.Event.ABANDONED if abandoned else breaker.event_of(error)
+        self._report(event, ticket, now, (error.retry_after or 0.0) if error is not None else 0.0)
+
+    def describe(self, now: float) -> dict[str, object]:
+        """As operators want to see it."""
+        return {
+            "state": self._breaker.state.value,
+            "busy": self._busy,
+            "first_byte_seconds": None if self._latency is None else round(self._latency, 4),
+            "ready_in_seconds": round(breaker.ready_in(self._breaker, now), 1),
+        }
+
+    def _report(self, event: breaker.Event, ticket: int, now: float, retry_after: float) -> None:
+        self._breaker = breaker.report(self._breaker, SETTINGS, breaker.Report(event, now, ticket, retry_after))

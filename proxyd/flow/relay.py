@@ -1,0 +1,90 @@
+"""Bytes pass: the upstream's connection pushes them through the meter into the client's; this only waits for the end.
+
+A streamed answer is committed with its first event. An unstreamed one is held whole, so that one that breaks can still be
+answered with a proper error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.flow.settle import settle
+from proxyd.flow.watch import Watch
+from proxyd.wire import headers
+
+if TYPE_CHECKING:
+    from proxyd.flow.answer import Answer
+    from proxyd.flow.exchange import Exchange
+    from proxyd.flow.runtime import Runtime
+    from proxyd.web.downstream import Downstream
+
+STREAM_HEADERS = [(b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no")]
+"""What keeps caches and nginx from holding a stream back."""
+
+
+async def relay(ex: Exchange, answer: Answer, down: Downstream) -> None:
+    """Pass the answer on, all but its end, which is left in `ex.held`. Raises ProxyError if it breaks or is not whole."""
+    watch = Watch(ex, answer, down)
+    down.steer(answer)
+    try:
+        if answer.streams:
+            _begin(answer, down, STREAM_HEADERS)
+        else:
+            answer.push = lambda data: _overflow(answer, down, data)
+        watch.start()
+        await answer.ended()
+    finally:
+        watch.stop()
+        ex.bytes_out, ex.committed = down.bytes_out, down.committed
+    if answer.failure is not None:
+        raise answer.failure
+    if answer.streams and not answer.finished_whole and not answer.had_error:
+        # wire facts 1.5: Ollama's /v1 swallows errors, others just stop; both end cleanly and look like short answers
+        raise ProxyError("upstream_incomplete", "The upstream ended its answer before it was complete.")
+    assert answer.meter is not None  # noqa: S101 - it has a head
+    ex.held = answer.meter.take_held()
+    ex.bytes_out = down.bytes_out + len(ex.held)
+
+
+def finish(ex: Exchange, down: Downstream) -> None:
+    """Send the end of the answer; the row is on disk."""
+    answer = ex.answer
+    assert answer is not None  # noqa: S101 - relay has run
+    if down.committed:
+        down.finish(ex.held)
+    else:
+        down.reply(answer.status, headers.to_client(answer.headers), ex.held)
+
+
+async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
+    """Read an answer to its end though the client has left (`on_disconnect: drain`), then settle it."""
+    watch = Watch(ex, answer, None)
+    answer.push = _forget
+    answer.resume()
+    watch.start()
+    try:
+        await answer.ended()
+    finally:
+        watch.stop()
+        answer.close()
+        ex.error = answer.failure
+        settle(ex, runtime)
+        del runtime.active[ex.request_id]
+
+
+def _begin(answer: Answer, down: Downstream, extra: list[tuple[bytes, bytes]]) -> None:
+    """Commit with what has arrived so far, and let the rest be pushed straight through."""
+    ready, answer.ready = b"".join(answer.ready), []
+    down.begin(answer.status, headers.to_client(answer.headers) + extra, None, ready)
+    answer.push = down.write
+
+
+def _overflow(answer: Answer, down: Downstream, data: bytes) -> None:
+    """A document larger than the meter holds passes as it comes."""
+    answer.ready.append(data)
+    _begin(answer, down, [])
+
+
+def _forget(_data: bytes) -> None:
+    """Where bytes go that nobody hears."""

@@ -1,0 +1,169 @@
+"""What exchanges share: the Snapshot that a reload replaces whole, and the Runtime that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.model import Ending, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+    from random import Random
+    from typing import Any, Protocol
+
+    from proxyd.clock import Clock
+    from proxyd.config.schema import Config, Upstream
+    from proxyd.flow.exchange import Exchange
+    from proxyd.flow.health import Health
+    from proxyd.model import Caller, Endpoint, LedgerRow
+    from proxyd.rules.auth import Keys
+    from proxyd.rules.routes import RouteTable
+    from proxyd.store.ledger import Ledger
+    from proxyd.upstream.connection import Call, Sink
+    from proxyd.wire.tokens import Tokenizers
+
+    class Door(Protocol):
+        """An upstream, reached over HTTP or embedded."""
+
+        spec: Upstream
+
+        async def call(
+            self, endpoint: Endpoint, model: str, headers: list[tuple[bytes, bytes]], body: bytes, sink: Sink, *, fresh: bool = False
+        ) -> Call:
+            """Send a request; its answer is pushed into `sink`."""
+
+        def close(self) -> None:
+            """No further calls."""
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The configuration as exchanges use it. An exchange keeps the one that it began with."""
+
+    config: Config
+    routes: RouteTable
+    keys: Keys
+    anyone: Caller | None
+    """The caller that everybody is under `auth: none`; None where keys are asked for."""
+
+
+class Runtime:
+    """What lives as long as the process: the ledger, the upstreams' connections, the running exchanges."""
+
+    def __init__(self, snapshot: Snapshot, clock: Clock, chance: Random, ledger: Ledger, tokenizers: Tokenizers) -> None:
+        self.snapshot = snapshot
+        self.clock = clock
+        self.chance = chance
+        self.ledger = ledger
+        self.tokenizers = tokenizers
+        self.started_at = clock.now_us()
+        self.doors: Mapping[str, Door] = {}
+        self.health: Mapping[str, Health] = {}
+        self.active: dict[str, Exchange] = {}
+        self.draining = False
+        self.observers: list[Callable[[Ending], None]] = []
+        """Told of each finished exchange: the access line, the metrics."""
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    def new_id(self) -> str:
+        """A request id: 96 random bits."""
+        return f"req_{self.chance.getrandbits(96):024x}"
+
+    def check_room(self) -> None:
+        """Refuse new work that could not be served or recorded. Raises ProxyError draining, overloaded, ledger_unavailable."""
+        if self.draining:
+            raise ProxyError("draining", "proxyd is shutting down.", retry_after=1)
+        if len(self.active) > self.snapshot.config.limits.streams:
+            raise ProxyError("overloaded", "proxyd serves as many exchanges as it may (limits.streams).", retry_after=1)
+        if not self.ledger.accepting:
+            raise ProxyError("ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2)
+
+    def unready(self) -> list[str]:
+        """Why traffic should not come now; empty if it may."""
+        reasons = ["shutting down"] if self.draining else []
+        if not self.ledger.healthy:
+            reasons.append("the database cannot be written")
+        return reasons
+
+    def upstream_states(self) -> dict[str, dict[str, object]]:
+        """How each upstream is: its breaker, and the exchanges that run there."""
+        now = self.clock.monotonic()
+        return {name: self.health[name].describe(now) for name in self.doors}
+
+    def observe(self, ex: Exchange, row: LedgerRow | None) -> None:
+        """Tell log and metrics of a finished exchange; `row` is None where no upstream was called."""
+        ending = _ending(ex, row, self.clock.now_us(), self.clock.monotonic())
+        for observer in self.observers:
+            observer(ending)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Run work that outlives its exchange. It is awaited at shutdown; its failure is logged, never lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background work failed", exc_info=error)
+
+    async def settled(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Wait until nothing that outlives exchanges is left, at most so long; cancel the rest."""
+        tasks = set(self._tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+
+    async def checkpoint(self, interval: float) -> None:
+        """Write what running streams have come to, every so often, all in one commit: what a crash would leave behind."""
+        while True:
+            await asyncio.sleep(interval)
+            rows = [row for ex in list(self.active.values()) if (row := self._progress(ex)) is not None]
+            if rows:
+                self.ledger.checkpoint(rows)
+
+    @staticmethod
+    def _progress(ex: Exchange) -> LedgerRow | None:
+        row, answer = ex.row, ex.answer
+        if row is None or row.state is not State.OPEN or answer is None or answer.meter is None or not answer.streams:
+            return None
+        return answer.progress(row)
+
+
+def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Ending:
+    """Tell of an exchange what log and metrics may know."""
+    answer = ex.answer
+    status = row.status if row is not None else None
+    if status is None:
+        status = ex.error.status if ex.error is not None else 499
+    known = {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
+    meter = answer.meter if answer is not None else None
+    first = answer.first_at if answer is not None else None
+    return Ending(
+        at_us=at_us,
+        request_id=ex.request_id,
+        endpoint=ex.endpoint.value,
+        status=status,
+        state=row.state if row is not None else State.FAILED,
+        duration_ms=(now - ex.began) * 1000,
+        caller=ex.caller.name if ex.caller is not None else None,
+        model=ex.ask.model if ex.ask is not None else None,
+        route=ex.route.label if ex.route is not None else None,
+        streamed=ex.ask.stream if ex.ask is not None else False,
+        error=row.error if row is not None else (ex.error.code if ex.error is not None else "client_gone"),
+        attempts=ex.attempt,
+        cost_nano=row.cost_nano if row is not None else None,
+        currency=row.currency if row is not None else None,
+        stream_ms=(answer.last_at - first) * 1000 if answer is not None and first is not None and answer.streams else None,
+        events=meter.events if meter is not None else 0,
+        **known,  # type: ignore[arg-type]  # each as the row has it
+    )

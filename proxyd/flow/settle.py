@@ -1,0 +1,136 @@
+"""The last step, always: what the exchange came to goes into its row, to the metrics and to the log.
+
+The law of this file: `settle` never awaits and never fails. It updates memory and enqueues; what it returns can be awaited
+by who wants to know that the row is on disk. Push-back happens at the door, never here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxyd.model import Endpoint, LedgerRow, Source, State, Usage
+from proxyd.wire.headers import upstream_request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from proxyd.errors import ProxyError
+    from proxyd.flow.answer import Answer
+    from proxyd.flow.exchange import Exchange
+    from proxyd.flow.runtime import Runtime
+
+WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", "client_gone", "upstream_error", "internal"})
+"""Failures of an upstream that was at work: it has read the prompt, and perhaps produced something, so both are counted."""
+
+
+class OnDisk:
+    """Await it to know that the row is on disk. Being cancelled meanwhile cancels nobody but the waiter."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[None] | None = None) -> None:
+        self._future = future
+
+    def __await__(self) -> Generator[object, None, None]:
+        """Wait for the commit."""
+        if self._future is not None and not self._future.done():
+            yield from asyncio.shield(self._future).__await__()
+
+
+def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
+    """Settle an exchange once; later calls do nothing."""
+    if ex.settled:
+        return OnDisk()
+    ex.settled = True
+    _leave(ex, ex.error, runtime)
+    row, ex.row = ex.row, None
+    if row is None:
+        runtime.observe(ex, None)
+        return OnDisk()
+    row.state, row.error = ex.outcome()
+    if ex.client_left and not ex.committed:
+        row.status = 499
+    elif ex.error is not None and not ex.committed:
+        row.status = ex.error.status
+    elif ex.answer is not None and ex.answer.status:
+        row.status = ex.answer.status
+    row.bytes_out = ex.bytes_out
+    return _close(ex, row, ex.answer, runtime)
+
+
+def settle_attempt(ex: Exchange, error: ProxyError, runtime: Runtime) -> OnDisk:
+    """Settle an attempt that failed before anything reached the client; another may follow."""
+    _leave(ex, error, runtime)
+    if ex.answer is not None:
+        ex.answer.close()
+    row, ex.row = ex.row, None
+    if row is None:
+        return OnDisk()
+    row.state, row.error = State.FAILED, error.code
+    answer = ex.answer
+    row.status = answer.status if answer is not None and answer.status >= 400 else error.status
+    return _close(ex, row, answer, runtime, last=False)
+
+
+def _leave(ex: Exchange, error: ProxyError | None, runtime: Runtime) -> None:
+    """Give up the attempt's place at its upstream, telling how it went; a client that left says nothing of the upstream."""
+    if ex.ticket is not None:
+        health, ticket = ex.ticket
+        ex.ticket = None
+        health.ended(ticket, runtime.clock.monotonic(), error, abandoned=ex.client_left and error is None)
+
+
+def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime, *, last: bool = True) -> OnDisk:
+    """Fill in what was read, counting what the upstream did not report, and enqueue."""
+    clock = runtime.clock
+    row.settled_at = clock.now_us()
+    row.latency_ms = round((clock.monotonic() - ex.began) * 1000, 3)
+    text = _facts(ex, row, answer)
+    if row.tokens_source is Source.NONE and text is not None:
+        return OnDisk(runtime.spawn(_count(ex, row, text, runtime, last=last)))
+    if last:
+        runtime.observe(ex, row)
+    return OnDisk(runtime.ledger.settle(row))
+
+
+def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
+    """Copy what the meter has read into the row. Returns the text to count if counts are owed, else None."""
+    if answer is None:
+        return None
+    row.upstream_request_id = upstream_request_id(answer.headers)
+    if answer.first_at is not None:
+        row.ttft_ms = round((answer.first_at - ex.began) * 1000, 3)
+    if answer.meter is not None:
+        reading = answer.meter.read()
+        row.upstream_model = reading.model or row.upstream_model
+        row.finish_reason = next((reason for _, reason in sorted(reading.finish_reasons.items()) if reason), None)
+        if reading.usage is not None:
+            row.usage, row.tokens_source = reading.usage, Source.UPSTREAM
+            return None
+    if row.state is State.DONE or (row.error in WORKING and answer.status < 400):
+        return answer.meter.produced() if answer.meter is not None else ""
+    return None
+
+
+async def _count(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime, *, last: bool) -> None:
+    """Count prompt and answer with a tokenizer, off the loop, then enqueue."""
+    assert ex.ask is not None  # noqa: S101 - there is no row without one
+    prompt, completion, source = await asyncio.to_thread(_counted, ex, row, text, runtime)
+    row.usage = Usage(prompt, completion, prompt + completion)
+    row.tokens_source = source
+    if last:
+        runtime.observe(ex, row)
+    await runtime.ledger.settle(row)
+
+
+def _counted(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime) -> tuple[int, int, Source]:
+    """Runs in a thread. The less certain of the two sources stands for both."""
+    ask = ex.ask
+    assert ask is not None  # noqa: S101
+    prompt, prompt_source = runtime.tokenizers.count_prompt(ask, row.upstream_model)
+    if ask.endpoint is Endpoint.EMBEDDINGS:
+        return prompt, 0, prompt_source
+    completion, source = runtime.tokenizers.count(text, row.upstream_model)
+    return prompt, completion, Source.ESTIMATED if Source.ESTIMATED in {prompt_source, source} else source
+

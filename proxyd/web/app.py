@@ -1,0 +1,125 @@
+"""The clients' port: one table of endpoints, and the way from a request to the one that serves it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import orjson
+
+from proxyd.errors import ProxyError
+from proxyd.flow import handler
+from proxyd.flow.admit import authenticate
+from proxyd.model import Endpoint
+from proxyd.web.downstream import Downstream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+    from proxyd.flow.runtime import Runtime
+    from proxyd.web.connection import Sent
+
+JSON = (b"Content-Type", b"application/json")
+# RFC 9110 7.2 and 4.2: a host name, an IPv4 address or a bracketed IPv6 one, and perhaps a port. aiohttp lets spaces through.
+_HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One endpoint: a method and a path (a path that ends in `/` takes the rest as its argument)."""
+
+    method: str
+    path: str
+    serve: Callable[[Runtime, Downstream, str], None] | Endpoint
+    """A relayed Endpoint, or a function of (runtime, client's side, argument) that answers at once."""
+    about: str
+
+
+def health(_runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Say that the process is alive and how its configuration is."""
+    down.reply(200, [JSON], orjson.dumps({"status": "ok"}))
+
+
+def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Say whether traffic may come: the ledger can be written, and no shutdown is under way."""
+    reasons = runtime.unready()
+    document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
+    down.reply(503 if reasons else 200, [JSON], orjson.dumps(document))
+
+
+def models(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """List the route table as OpenAI lists models: what this caller may use."""
+    caller = authenticate(runtime, down)
+    listed = [_model(name, runtime) for name in runtime.snapshot.routes.listed(caller)]
+    down.reply(200, [JSON], orjson.dumps({"object": "list", "data": listed}))
+
+
+def model(runtime: Runtime, down: Downstream, argument: str) -> None:
+    """Show one model; ids may hold slashes, encoded or raw."""
+    caller = authenticate(runtime, down)
+    routes = runtime.snapshot.routes
+    if routes.resolve(argument) is None or not routes.allowed(caller, argument):
+        raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")
+    down.reply(200, [JSON], orjson.dumps(_model(argument, runtime)))
+
+
+def _model(name: str, runtime: Runtime) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": runtime.started_at // 1_000_000, "owned_by": "proxyd"}
+
+
+ENDPOINTS: tuple[Row, ...] = (
+    Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not"),
+    Row("POST", "/v1/completions", Endpoint.COMPLETIONS, "text completion, streamed or not"),
+    Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors"),
+    Row("GET", "/v1/models", models, "the models that the caller may use"),
+    Row("GET", "/v1/models/", model, "one model"),
+    Row("GET", "/health", health, "alive; no key needed"),
+    Row("GET", "/ready", ready, "may take traffic; no key needed"),
+)
+
+
+class App:
+    """Serves the clients' port."""
+
+    def __init__(self, runtime: Runtime, endpoints: tuple[Row, ...] = ENDPOINTS) -> None:
+        self._runtime = runtime
+        self._exact = {(row.method, row.path): row for row in endpoints if not row.path.endswith("/")}
+        self._below = [row for row in endpoints if row.path.endswith("/")]
+        self._rows = endpoints
+
+    async def __call__(self, request: web.BaseRequest) -> Sent:
+        """Serve one request. Raises nothing but cancellation: the client left."""
+        down = Downstream(request, self._runtime.new_id(), self._runtime.clock)
+        try:
+            self.check(request)
+            row, argument = self._find("GET" if request.method == "HEAD" else request.method, request.rel_url.raw_path)
+            if isinstance(row.serve, Endpoint):
+                await handler.handle(self._runtime, row.serve, down)
+            else:
+                row.serve(self._runtime, down, argument)
+        except ProxyError as error:
+            down.refuse(error)
+        return down.sent()
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Refuse what the parser lets through (found by differential tests against nginx and HAProxy)."""
+        if request.version not in {(1, 0), (1, 1)}:
+            raise ProxyError("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505)
+        if not _HOST.fullmatch(request.headers.get("Host", "")):
+            raise ProxyError("invalid_request", "The Host header is not a host name.")
+
+    def _find(self, method: str, path: str) -> tuple[Row, str]:
+        if (row := self._exact.get((method, path))) is not None:
+            return row, ""
+        for row in self._below:
+            if path.startswith(row.path) and len(path) > len(row.path) and method == row.method:
+                return row, unquote(path[len(row.path) :])
+        allowed = [row.method for row in self._rows if path == row.path or (row.path.endswith("/") and path.startswith(row.path))]
+        if allowed:
+            raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
+        raise ProxyError("not_found", "There is nothing at this path. proxyd's endpoints begin with /v1/.")
+

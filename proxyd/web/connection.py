@@ -1,0 +1,137 @@
+"""A client's connection: aiohttp's, with our answers to malformed requests, a cap per address, and flow control that reaches
+through to the upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiohttp import web
+
+from proxyd.errors import ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+
+class Steered(Protocol):
+    """Whatever fills this connection's write buffer."""
+
+    def pause(self) -> None:
+        """The buffer is full."""
+
+    def resume(self) -> None:
+        """There is room again."""
+
+
+class Sent:
+    """What a handler returns to aiohttp when the answer is already on its way: there is nothing left to do."""
+
+    __slots__ = ("body", "keep_alive", "status")
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, _request: web.BaseRequest) -> None:
+        """Nothing: the head is out."""
+
+    async def write_eof(self) -> None:
+        """Nothing: the body is out."""
+
+
+class ClientConnection(web.RequestHandler):
+    """One connection from a client."""
+
+    __slots__ = ("_address", "_listener", "steered")
+
+    def __init__(self, listener: Listener, **settings: Any) -> None:
+        super().__init__(listener, **settings)
+        self._listener = listener
+        self._address: str | None = None
+        self.steered: Steered | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection against its address; close it at once beyond the cap."""
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        if address and self._listener.per_address[address] >= self._listener.cap():
+            log.warning("connection refused: too many from one address", extra={"address": address})
+            transport.abort()  # type: ignore[attr-defined]  # a stream transport
+            return
+        self._address = address
+        self._listener.per_address[address] += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the address its place back; the running handler is cancelled."""
+        if self._address is not None:
+            counts = self._listener.per_address
+            counts[self._address] -= 1
+            if not counts[self._address]:
+                del counts[self._address]
+            self._address = None
+        self.steered = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slowly: pause whoever writes."""
+        super().pause_writing()
+        if self.steered is not None:
+            self.steered.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self.steered is not None:
+            self.steered.resume()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's parser quotes the request here; nothing is reflected
+    ) -> web.StreamResponse:
+        """Answer what never reached our handler: a malformed request, or a bug, in OpenAI's shape, then close."""
+        if status == 400:
+            error = ProxyError("invalid_request", "The request is not valid HTTP/1.1.")
+        else:
+            log.error("unhandled error", exc_info=exc)
+            error = ProxyError("internal", "proxyd failed to serve this request; its log says why.")
+        if self.transport is not None and request.writer.output_size > 0:
+            self.transport.close()  # an answer had begun: a broken answer must look broken
+        answer = web.Response(status=error.status, body=error.document(), content_type="application/json")
+        answer.headers["Server"] = "proxyd"
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Keep aiohttp's own reports in our log, without a traceback per malformed request."""
+        log.error("client connection failed: %s", kw.get("exc_info") or (args[0] if args else "unknown"))
+
+
+class Listener(web.Server):
+    """Makes a ClientConnection for each client."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[Any]], cap: Callable[[], int], header_timeout: float) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self.per_address: collections.Counter[str] = collections.Counter()
+        self.cap = cap
+        # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
+        # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
+        self._settings: dict[str, Any] = {
+            "keepalive_timeout": header_timeout,
+            "access_log": None,
+            "logger": log,
+            "auto_decompress": False,
+            "read_bufsize": 64 * 1024,
+            "lingering_time": 2.0,
+        }
+
+    def __call__(self) -> ClientConnection:
+        """Make the protocol of one connection."""
+        return ClientConnection(self, loop=asyncio.get_running_loop(), **self._settings)

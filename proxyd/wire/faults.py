@@ -1,0 +1,108 @@
+"""Errors of every dialect, read into ours; and ours, written in the client's protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from proxyd.errors import ProxyError
+from proxyd.wire.usage import Fault
+
+MESSAGE_LIMIT = 2000
+"""Characters of an upstream's own words that reach a client."""
+QUOTA_CODES = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
+"""A 429 with one of these is no matter of waiting."""
+
+
+def error_event(error: ProxyError) -> bytes:
+    """An error inside an SSE stream. Both official SDKs raise on it; no `[DONE]` may follow."""
+    return b"data: " + error.document() + b"\n\n"
+
+
+def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
+    """What an upstream's error answer means to the client. `secret`, the upstream's credential, is cut out wherever it stands.
+
+    An upstream's 401 or 403 is about proxyd's own credential (and quotes part of it): the client gets a 502 that says so.
+    """
+    if status in {401, 403}:
+        return ProxyError("upstream_auth", "The upstream refused proxyd's credential. Whoever runs this proxyd must look into it.")
+    if secret:
+        body = body.replace(secret.encode(), b"***")
+    said = _read(body)
+    message = said.get("message") or f"The upstream answered with status {status} and no message."
+    if status == 429 and (said.get("code") in QUOTA_CODES or said.get("type") in QUOTA_CODES):
+        return _own("upstream_error", message, status, said, body, retry=False)
+    if status in {408, 409, 425, 429} or status >= 500:
+        code = "upstream_overloaded" if status in {429, 503, 529} else "upstream_error"
+        return _own(code, message, status, said, body, retry=True)
+    return _own("upstream_refused", message, status, said, body, retry=False)
+
+
+def in_band(fault: Fault | None, secret: str | None) -> ProxyError:
+    """What an error said inside a 200 means, before anything of it reached the client."""
+    fault = fault or Fault()
+    said = {"type": fault.type or None, "code": fault.code or None}
+    message = fault.message or "The upstream's answer began with an error."
+    if secret:
+        message = message.replace(secret, "***")
+    # vLLM, llama.cpp and TGI put an HTTP status there
+    status = int(fault.code) if fault.code.isascii() and fault.code.isdigit() and len(fault.code) == 3 else None
+    if status is not None and 400 <= status < 500 and status not in {401, 403, 408, 409, 429}:
+        return _own("upstream_refused", message, status, said, b"", retry=False)
+    return _own("upstream_error", message, 429 if status == 429 else 502, said, b"", retry=True)
+
+
+def _own(code: str, message: str, status: int, said: dict[str, Any], body: bytes, *, retry: bool) -> ProxyError:
+    """An error with the upstream's words, in OpenAI's shape; its body as it is, where it has that shape already."""
+    kind = said.get("type")
+    if not body or not said.get("shaped"):
+        body = orjson.dumps(
+            {
+                "error": {
+                    "message": message[:MESSAGE_LIMIT],
+                    "type": kind if isinstance(kind, str) else ("invalid_request_error" if status < 500 else "server_error"),
+                    "param": said.get("param") if isinstance(said.get("param"), str) else None,
+                    "code": None if said.get("code") is None else str(said["code"]),
+                }
+            }
+        )
+    return ProxyError(code, message[:MESSAGE_LIMIT], status=status, retry=retry, body=body)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The facts of an error body: message, type, param, code; `shaped` if it is OpenAI's shape to the letter."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {"message": _plain(body)}
+    if isinstance(document, list) and document:  # Gemini's OpenAI endpoint
+        document = document[0]
+    if not isinstance(document, dict):
+        return {"message": _plain(body)}
+    error = document.get("error", document.get("detail", document))
+    if isinstance(error, str):  # Ollama, TGI
+        return {"message": error, "type": document.get("error_type")}
+    if isinstance(error, list):  # FastAPI
+        return {"message": "; ".join(_detail(item) for item in error[:8])}
+    if not isinstance(error, dict):
+        return {"message": _plain(body)}
+    facts = {name: error.get(name) for name in ("type", "param", "code", "http_status_code")}
+    message = error.get("message")
+    facts["message"] = message if isinstance(message, str) else _plain(body)
+    shaped = "error" in document and all(name in error and isinstance(error[name], str | None) for name in ("message", "type", "param", "code"))
+    return facts | {"shaped": shaped and isinstance(message, str)}
+
+
+def _detail(item: Any) -> str:
+    if isinstance(item, dict):
+        where = ".".join(str(part) for part in item.get("loc", ())) if isinstance(item.get("loc"), list) else ""
+        return f"{where}: {item.get('msg', '')}" if where else str(item.get("msg", ""))
+    return str(item)
+
+
+def _plain(body: bytes) -> str:
+    """Words for a body that is no error document: short text as it is, markup not at all."""
+    text = body.decode("utf-8", "replace").strip()
+    return "" if text.startswith("<") else "".join(c if c.isprintable() else " " for c in text)[:MESSAGE_LIMIT]
+
