@@ -104,7 +104,7 @@ class LineWriter:
             if batch:
                 written = self._write(batch if clean else b"\n" + batch)  # never glue a line to the half of another
                 clean = written.endswith(b"\n") if written else clean
-                if written and self.dropped != told:
+                if written and self.dropped != told and self._lines.qsize() * 2 < self._most:  # else this would be dropped too
                     told, lost = self.dropped, self.dropped - told
                     _log.warning("%d log lines were dropped: what reads the log was too slow, or failed", lost)
             for event in reached:
@@ -162,6 +162,7 @@ class Log:
     def close(self, timeout: float = 1.0) -> None:
         """Stop logging; what waits is written within `timeout` seconds."""
         logging.getLogger().removeHandler(self.handler)
+        logging.captureWarnings(capture=False)
         self.writer.close(timeout)
 
 
