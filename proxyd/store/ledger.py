@@ -1,0 +1,143 @@
+"""The ledger: a row for every attempt at an upstream, written ahead of the call and settled after it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxyd.config.schema import Durability, OnFailure
+from proxyd.model import State
+from proxyd.store.writer import Upsert
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable
+
+    from proxyd.model import LedgerRow
+    from proxyd.store.db import Database
+    from proxyd.store.writer import Value
+
+FIXED = ("id", "request_id", "attempt", "caller", "endpoint", "protocol", "model", "upstream", "streamed", "created_at")
+"""What an attempt is; written when it opens."""
+
+GROWING = (
+    *("state", "conversation_id", "upstream_model", "upstream_request_id"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens", "tokens_source"),
+    *("cost_nano", "currency", "price_source", "price_version"),
+    *("status", "error", "finish_reason", "bytes_in", "bytes_out", "ttft_ms", "latency_ms", "settled_at"),
+)
+"""What it comes to; written again while it runs and when it settles."""
+
+_COLUMNS = (*FIXED, *GROWING)
+
+# Names of columns only; every value is bound. An attempt is settled once: what is no longer open is not changed again, so
+# the same write may come twice (after a commit whose outcome nobody knows) and late (a checkpoint).
+_WRITE = (
+    f"INSERT INTO usage_events ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608
+    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in GROWING)} WHERE usage_events.state = 'open'"
+)
+_CHECKPOINT = f"UPDATE usage_events SET {', '.join(f'{name} = ?' for name in GROWING)} WHERE id = ? AND state = 'open'"  # noqa: S608
+_FORGET = "DELETE FROM usage_events WHERE id = ? AND state = 'open'"
+
+
+class Ledger:
+    """Writes `usage_events`. `recover` comes first, once; then for each attempt `next_id`, `open`, `settle`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._last: int | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the database can be written."""
+        return self._db.healthy
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new work may begin: `open` would not be refused now."""
+        return self._db.refusal() is None
+
+    @property
+    def backlog(self) -> int:
+        """Writes that are not on disk yet."""
+        return self._db.backlog
+
+    def next_id(self) -> int:
+        """Allot an id: 63 bits that sort by time (milliseconds since the epoch << 20, and a sequence), above every id in the file.
+
+        Goes on counting where the clock stands still or went back. Raises RuntimeError before `recover`.
+        """
+        if self._last is None:
+            raise RuntimeError("Ledger.recover must come before the first id: it reads which ids are taken")
+        self._last = max(self._last + 1, self._db.clock.now_us() // 1000 << 20)
+        return self._last
+
+    def open(self, row: LedgerRow) -> asyncio.Future[None]:
+        """Write a row ahead of its call. Await the future before dispatch; it fails with StoreError when the work must be refused.
+
+        strict: done when the row is on disk; relaxed: done already, on disk within one group commit. Where the disk fails and
+        `storage.on_failure` is `serve`, done at once, and the row waits in memory. A waiter that is cancelled leaves no row,
+        unless it is settled.
+        """
+        db = self._db
+        if (refusal := db.refusal()) is not None:
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(refusal)
+            return refused
+        strict = db.durability is Durability.STRICT
+        keep = not strict or db.on_failure is OnFailure.SERVE
+        undo = Upsert(_FORGET, (row.id,)) if strict else None
+        return db.put(("usage_events", row.id), Upsert(_WRITE, (*_fixed(row), *_growing(row))), keep=keep, wait=strict, undo=undo)
+
+    def settle(self, row: LedgerRow) -> asyncio.Future[None]:
+        """Write what an attempt came to; the row's state is no longer `open`. The future never fails.
+
+        strict: done when the row is on disk, or when the disk fails (then the row waits in memory); relaxed: done already.
+        A row that was not opened is written all the same.
+        """
+        strict = self._db.durability is Durability.STRICT
+        return self._db.put(("usage_events", row.id), Upsert(_WRITE, (*_fixed(row), *_growing(row))), wait=strict)
+
+    def checkpoint(self, rows: Iterable[LedgerRow]) -> None:
+        """Write what running attempts have come to so far, all in one commit. Rows that are settled, here or on disk, are left alone."""
+        now = [(*_growing(row), row.id) for row in rows if row.state is State.OPEN]
+        if now:
+            self._db.put("usage_events checkpoint", lambda connection: _update(connection, now), wait=False)
+
+    async def recover(self, now_us: int) -> int:
+        """Close the rows that an earlier run left open as `interrupted`, with what is known of them. Returns how many.
+
+        Reads which ids are taken, too. Once, at start, before any row is opened. Raises StoreError.
+        """
+
+        def interrupt(connection: sqlite3.Connection) -> tuple[int, int]:
+            sql = "UPDATE usage_events SET state = 'interrupted', settled_at = ? WHERE state = 'open'"
+            changed = connection.execute(sql, (now_us,)).rowcount
+            return changed, connection.execute("SELECT coalesce(max(id), 0) FROM usage_events").fetchone()[0]
+
+        interrupted, self._last = await self._db.submit(interrupt)
+        return interrupted
+
+
+def _update(connection: sqlite3.Connection, rows: list[tuple[Value, ...]]) -> None:
+    connection.executemany(_CHECKPOINT, rows)
+
+
+def _fixed(row: LedgerRow) -> tuple[Value, ...]:
+    """Return the values of FIXED. sqlite3 binds plain str and int several times faster than enums and booleans."""
+    streamed = 1 if row.streamed else 0
+    return (
+        *(row.id, row.request_id, row.attempt, row.caller, str(row.endpoint), str(row.protocol)),
+        *(row.model, row.upstream, streamed, row.created_at),
+    )
+
+
+def _growing(row: LedgerRow) -> tuple[Value, ...]:
+    """Return the values of GROWING, as they are now."""
+    usage = row.usage
+    return (
+        *(row.state.value, row.conversation_id, row.upstream_model, row.upstream_request_id),
+        *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens, usage.reasoning_tokens),
+        *(row.tokens_source.value, row.cost_nano, row.currency, row.price_source, row.price_version),
+        *(row.status, row.error, row.finish_reason, row.bytes_in, row.bytes_out, row.ttft_ms, row.latency_ms, row.settled_at),
+    )
