@@ -113,6 +113,4 @@ class ProxyError(Exception):
         """The error as OpenAI shapes it: `{"error": {message, type, param, code}}`."""
         if self.body is not None:
             return self.body
-        return orjson.dumps(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-        )
+        return orjson.dumps({"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}})

@@ -89,7 +89,12 @@ async def _chat(daemon: Daemon) -> None:
     import aiohttp  # noqa: PLC0415
     import orjson  # noqa: PLC0415
 
-    question = {"model": "echo", "stream": True, "stream_options": {"include_usage": True}, "messages": [{"role": "user", "content": GREETING}]}
+    question = {
+        "model": "echo",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": GREETING}],
+    }
     usage = None
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {daemon.key}"}, trust_env=False) as session,

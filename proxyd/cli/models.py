@@ -44,11 +44,14 @@ def run(args: argparse.Namespace) -> int:
                     "kind": config.upstreams[target.upstream].kind.value,
                     "as": target.model or (f"without {model.strip_prefix!r}" if model.strip_prefix else "the same"),
                     "strategy": model.strategy.value if len(model.upstreams) > 1 else "",
-                    "state": states.get(target.upstream, "unknown (no daemon answers)") if states is not None else "unknown (no daemon answers)",
+                    "state": states.get(target.upstream, "unknown (no daemon answers)")
+                    if states is not None
+                    else "unknown (no daemon answers)",
                 }
             )
     rows += [
-        {"model": alias, "order": "", "upstream": "", "kind": "alias", "as": name, "strategy": "", "state": ""} for alias, name in config.aliases.items()
+        {"model": alias, "order": "", "upstream": "", "kind": "alias", "as": name, "strategy": "", "state": ""}
+        for alias, name in config.aliases.items()
     ]
     output.show(COLUMNS, rows, args.format)
     return 0
@@ -59,7 +62,7 @@ def _states(listen: str | None) -> dict[str, str] | None:
     if listen is None or listen.startswith("unix:"):
         return None
     try:
-        with urllib.request.urlopen(f"http://{listen}/state", timeout=2) as answer:  # noqa: S310 - our own port
+        with urllib.request.urlopen(f"http://{listen}/state", timeout=2) as answer:
             document = json.load(answer)
     except (OSError, ValueError, urllib.error.URLError):
         return None

@@ -44,7 +44,9 @@ def check(config: Config) -> None:
     """Refuse to start where that would be unsafe. Raises RefusedError."""
     reasons = refusals(config)
     if not http_parser.HttpRequestParser.__module__.endswith("_http_parser"):
-        reasons.append("aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient")
+        reasons.append(
+            "aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient"
+        )
     if reasons:
         raise RefusedError(reasons)
 
@@ -75,7 +77,7 @@ async def runtime(config: Config, folder: Path, environ: Mapping[str, str], cloc
     """Open the database, and put everything together. Raises RefusedError, StoreError."""
     check(config)
     path = database_path(config.storage.url, folder, environ.get("STATE_DIRECTORY"))
-    database = Database(path, durability=config.storage.durability, on_failure=config.storage.on_failure)
+    database = Database(path, durability=config.storage.durability, on_failure=config.storage.on_failure, clock=clock)
     await database.open()
     ledger = Ledger(database)
     await ledger.recover(clock.now_us())

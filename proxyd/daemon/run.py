@@ -57,7 +57,10 @@ class Daemon:
         self.ops_url = ""
 
     async def start(self, access_line: Callable[[Ending], None] | None) -> None:
-        """Open everything and listen; each finished exchange is told to `access_line`. Raises RefusedError, StoreError, OSError (an address that is in use)."""
+        """Open everything and listen; each finished exchange is told to `access_line`.
+
+        Raises RefusedError, StoreError, OSError (an address that is in use).
+        """
         self._runtime, self._database, self.key = await boot.runtime(self.config, self._folder, self._environ, self._clock)
         if access_line is not None:
             self._runtime.observers.append(access_line)
@@ -81,7 +84,7 @@ class Daemon:
         for listener in self._listeners:
             listener.pre_shutdown()
         deadline = self._clock.monotonic() + self.config.streams.drain
-        while runtime.active and self._stops < 2 and self._clock.monotonic() < deadline:
+        while runtime.active and self._stops < 2 and self._clock.monotonic() < deadline:  # noqa: ASYNC110 - three things end this
             await asyncio.sleep(0.02)
         for ex in list(runtime.active.values()):
             if ex.answer is not None:

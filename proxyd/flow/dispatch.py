@@ -14,6 +14,7 @@ from proxyd.flow.answer import Answer
 from proxyd.flow.settle import settle_attempt
 from proxyd.model import LedgerRow
 from proxyd.rules import retry, routes
+from proxyd.store.db import StoreError
 from proxyd.upstream import kinds
 from proxyd.wire.body import Edits, upstream_body
 from proxyd.wire.faults import in_band, refusal
@@ -90,12 +91,19 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
     body = upstream_body(
         ask,
-        Edits(target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=kinds.traits(spec).rename_max_tokens),
+        Edits(
+            target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=kinds.traits(spec).rename_max_tokens
+        ),
     )
     ex.attempt += 1
     ex.answer = None
     row = _row(ex, runtime, target)
-    await runtime.ledger.open(row)  # on disk before the upstream hears of it: what may cost has a row
+    try:
+        await runtime.ledger.open(row)  # on disk before the upstream hears of it: what may cost has a row
+    except StoreError:
+        raise ProxyError(
+            "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2
+        ) from None
     ex.row = row
     answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage)
     answer.call = await runtime.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
@@ -104,8 +112,11 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
 
 
 async def _first_word(answer: Answer, limit: float | None, ping: float | None) -> None:
-    """Wait for the head and the first event. A stream whose head has come is not made to wait for its first event longer
-    than `ping`: its client is told of the head then, and kept alive by comments."""
+    """Wait for the head and the first event.
+
+    A stream whose head has come is not made to wait for its first event longer than `ping`: its client is told of the head
+    then, and kept alive by comments.
+    """
     try:
         async with asyncio.timeout(limit):
             await answer.started()
@@ -114,7 +125,7 @@ async def _first_word(answer: Answer, limit: float | None, ping: float | None) -
             else:
                 await answer.begun()
     except TimeoutError:
-        if limit is None or answer.streams and answer.clock.monotonic() - answer.sent_at < limit:
+        if limit is None or (answer.streams and answer.clock.monotonic() - answer.sent_at < limit):
             return
         raise ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.") from None
 

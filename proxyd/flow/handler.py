@@ -1,9 +1,9 @@
 """The order of one exchange. This page is the road; only it knows which verb follows which.
 
-    admit      who asks, for what, and may they            refused here: nothing was sent
-    dispatch   which upstream answers; retries live here   until the first event is in hand
-    relay      bytes pass                                  from here on there is no second try
-    settle     the row on disk, then the answer's end
+admit      who asks, for what, and may they            refused here: nothing was sent
+dispatch   which upstream answers; retries live here   until the first event is in hand
+relay      bytes pass                                  from here on there is no second try
+settle     the row on disk, then the answer's end
 """
 
 from __future__ import annotations

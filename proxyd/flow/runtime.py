@@ -145,7 +145,9 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
     status = row.status if row is not None else None
     if status is None:
         status = ex.error.status if ex.error is not None else 499
-    known = {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
+    known = (
+        {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
+    )
     meter = answer.meter if answer is not None else None
     first = answer.first_at if answer is not None else None
     return Ending(

@@ -34,8 +34,10 @@ class OnDisk:
 
     def __await__(self) -> Generator[object, None, None]:
         """Wait for the commit."""
-        if self._future is not None and not self._future.done():
-            yield from asyncio.shield(self._future).__await__()
+        future = self._future
+        if future is not None and not future.done():
+            # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
+            yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
 
 
 def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
@@ -133,4 +135,3 @@ def _counted(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime) -> tuple
         return prompt, 0, prompt_source
     completion, source = runtime.tokenizers.count(text, row.upstream_model)
     return prompt, completion, Source.ESTIMATED if Source.ESTIMATED in {prompt_source, source} else source
-

@@ -55,7 +55,9 @@ class Watch:
             pass  # the client is slow, not the upstream
         elif answer.first_at is None:
             if limits.first_byte is not None:
-                found.append((answer.sent_at + limits.first_byte, f"The upstream did not begin its answer within {limits.first_byte:g} seconds."))
+                found.append(
+                    (answer.sent_at + limits.first_byte, f"The upstream did not begin its answer within {limits.first_byte:g} seconds.")
+                )
         elif limits.between_bytes is not None:
             found.append((answer.last_at + limits.between_bytes, f"The upstream fell silent for {limits.between_bytes:g} seconds."))
         return found or [(now + 3600.0, "")]

@@ -159,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         """End the running answer: properly, if only the connection's end could end it, else as cut."""
         self._transport = None
         sink, self._sink = self._sink, None
-        self._released(self, False)  # noqa: FBT003
+        self._released(self, False)
         if sink is None:
             return
         if self._status and not self._framed and exc is None:
@@ -167,7 +167,9 @@ class Connection(asyncio.BufferedProtocol):
         elif self._status:
             sink.end(ProxyError("upstream_cut", "The upstream broke the connection in the middle of its answer."))
         else:
-            sink.end(ProxyError("upstream_stale" if self.reused else "upstream_cut", "The upstream closed the connection without an answer."))
+            sink.end(
+                ProxyError("upstream_stale" if self.reused else "upstream_cut", "The upstream closed the connection without an answer.")
+            )
         self._parser = None
 
     # The parser's callbacks.
@@ -222,7 +224,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = None
         if keep:
             self.resume()
-            self._released(self, True)  # noqa: FBT003
+            self._released(self, True)
         else:
             self._drop()
         if sink is not None:

@@ -18,7 +18,7 @@ import orjson
 from proxyd.model import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Upstream
@@ -144,10 +144,10 @@ class _Answer:
             yield orjson.dumps(self.base | {"choices": [self._whole(i) for i in range(self.choices)], "usage": self.usage})
             return
         if self.chat:
-            yield self._event(lambda: {"delta": {"role": "assistant", "content": "", "refusal": None}}, None)
+            yield self._event({"delta": {"role": "assistant", "content": "", "refusal": None}}, None)
         for token in self.tokens:
-            yield self._event(lambda token=token: {"delta": {"content": token}} if self.chat else {"text": token}, None)
-        end = self._event(lambda: {"delta": {}} if self.chat else {"text": ""}, self.finish)
+            yield self._event({"delta": {"content": token}} if self.chat else {"text": token}, None)
+        end = self._event({"delta": {}} if self.chat else {"text": ""}, self.finish)
         if self.usage_wanted:
             end += _sse(self.base | {"choices": [], "usage": self.usage})
         yield end + b"data: [DONE]\n\n"
@@ -157,10 +157,11 @@ class _Answer:
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         return {"index": index, **said, "logprobs": None, "finish_reason": self.finish}
 
-    def _event(self, said: Callable[[], dict[str, Any]], finish: str | None) -> bytes:
+    def _event(self, said: dict[str, Any], finish: str | None) -> bytes:
         usage: dict[str, Any] = {"usage": None} if self.usage_wanted else {}
         return b"".join(
-            _sse(self.base | {"choices": [{"index": i, **said(), "logprobs": None, "finish_reason": finish}]} | usage) for i in range(self.choices)
+            _sse(self.base | {"choices": [{"index": i, **said, "logprobs": None, "finish_reason": finish}]} | usage)
+            for i in range(self.choices)
         )
 
 

@@ -154,7 +154,7 @@ async def _dial(pool: Pool, protocol: Callable[[], Connection]) -> Connection:
     except OSError as error:
         raise ProxyError("upstream_dns", "The upstream's host name could not be resolved.") from error
     try:
-        sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=EYEBALLS_SECONDS if len(infos) > 1 else None)  # type: ignore[arg-type]
+        sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=EYEBALLS_SECONDS if len(infos) > 1 else None)
     except OSError as error:
         raise ProxyError("upstream_connect", "The upstream could not be connected to.") from error
     try:

@@ -122,4 +122,3 @@ class App:
         if allowed:
             raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
         raise ProxyError("not_found", "There is nothing at this path. proxyd's endpoints begin with /v1/.")
-

@@ -1,5 +1,4 @@
-"""A client's connection: aiohttp's, with our answers to malformed requests, a cap per address, and flow control that reaches
-through to the upstream."""
+"""A client's connection: aiohttp's, with our own answers to malformed requests, a cap, and flow control to the upstream."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def _date(second: int) -> bytes:
 def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder, *, final: bool) -> None:
     """Check piece by piece, so that no body stalls the loop (RFC 8259 8.1: JSON is UTF-8)."""
     try:
-        decoder.decode(piece, final)  # type: ignore[arg-type]
+        decoder.decode(piece, final)
     except UnicodeDecodeError:
         raise ProxyError("invalid_json", "The request body is not valid UTF-8.") from None
 

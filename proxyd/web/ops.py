@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from proxyd.flow.runtime import Runtime
-    from proxyd.web.connection import Sent
     from proxyd.web.downstream import Downstream
 
 

@@ -90,7 +90,9 @@ def _read(body: bytes) -> dict[str, Any]:
     facts = {name: error.get(name) for name in ("type", "param", "code", "http_status_code")}
     message = error.get("message")
     facts["message"] = message if isinstance(message, str) else _plain(body)
-    shaped = "error" in document and all(name in error and isinstance(error[name], str | None) for name in ("message", "type", "param", "code"))
+    shaped = "error" in document and all(
+        name in error and isinstance(error[name], str | None) for name in ("message", "type", "param", "code")
+    )
     return facts | {"shaped": shaped and isinstance(message, str)}
 
 
@@ -105,4 +107,3 @@ def _plain(body: bytes) -> str:
     """Words for a body that is no error document: short text as it is, markup not at all."""
     text = body.decode("utf-8", "replace").strip()
     return "" if text.startswith("<") else "".join(c if c.isprintable() else " " for c in text)[:MESSAGE_LIMIT]
-
