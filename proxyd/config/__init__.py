@@ -1,1 +1,10 @@
-"""Wishes: YAML text in, frozen values out. Pure."""
+"""Wishes: YAML text in, frozen values out. Pure, but for `load_file`, which reads the files that it is pointed at.
+
+tree      the text, with places              secrets   what the file leaves out: ${VAR}, files, credentials
+schema    what may be said                   forms     the short ways to say it
+read      tree + schema → values             units     durations, sizes, words that YAML readers disagree on
+checks    what types cannot tell             address   where a listener stands
+load      all of it, in order                safety    when not to start
+mistakes  what is wrong, and where           not_built what is planned and refused until then
+editor    the JSON Schema of the file        shape     the schema's types, unwrapped
+"""

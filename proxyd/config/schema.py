@@ -10,11 +10,24 @@ import enum
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import fields
+
+from proxyd.config.units import YEAR
+
+TEST_KEY = "test-key"  # known to everybody, on purpose
+"""The one API key, of the caller `test`, that `environment: test` has when the file names none."""
 
 
-def _about(text: str, *, boot: bool = False, unit: str | None = None) -> Meta:
-    """Describe a field; `unit` is `duration`, `size`, or absent."""
-    return Meta(description=text, extra={"boot": boot, "unit": unit})
+def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bool = False) -> Meta:
+    """Describe a field; `unit` is `duration`, `size`, or absent. A `secret` is shown nowhere."""
+    return Meta(description=text, extra={"boot": boot, "unit": unit, "secret": secret})
+
+
+Seconds = Annotated[float, Meta(gt=0, le=YEAR)]
+Bytes = Annotated[int, Meta(ge=1, le=2**31)]
+
+
+_SECRET_FIELDS = frozenset({"api_key", "key"})
 
 
 class Kind(enum.StrEnum):
@@ -69,30 +82,39 @@ class Reuse(enum.StrEnum):
 class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A mapping of the YAML; unknown keys are errors."""
 
+    def __repr__(self) -> str:
+        """Show every field but the secrets: a struct in a log or an assertion tells none."""
+        shown = (
+            f"{f.name}={'…' if f.name in _SECRET_FIELDS and getattr(self, f.name) else repr(getattr(self, f.name))}" for f in fields(self)
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
-class Timeouts(_Section):
+
+class Timeouts(_Section, frozen=True):
     """The four timeouts of an upstream, in seconds; None waits for ever."""
 
-    connect: Annotated[float | None, _about("to a connected socket, TLS included", unit="duration")] = 5.0
-    first_byte: Annotated[float | None, _about("from the request to the first byte of the answer's body", unit="duration")] = 300.0
-    between_bytes: Annotated[float | None, _about("longest silence inside an answer", unit="duration")] = 120.0
-    total: Annotated[float | None, _about("the whole exchange", unit="duration")] = None
+    connect: Annotated[Seconds | None, _about("to a connected socket, TLS included", unit="duration")] = 5.0
+    first_byte: Annotated[Seconds | None, _about("from the request to the first byte of the answer's body", unit="duration")] = 300.0
+    between_bytes: Annotated[Seconds | None, _about("longest silence inside an answer", unit="duration")] = 120.0
+    total: Annotated[Seconds | None, _about("the whole exchange", unit="duration")] = None
 
 
-class Upstream(_Section):
+class Upstream(_Section, frozen=True):
     """One provider account or server."""
 
     kind: Annotated[Kind, _about("what it speaks: openai (and all that speak like it), azure, ollama, huggingface, echo")]
-    base_url: Annotated[str | None, _about("where it is; required but for echo and huggingface")] = None
-    api_key: Annotated[str | None, _about("its credential; write ${VAR}, never the key itself")] = None
-    api_version: Annotated[str | None, _about("azure only: the dated API; without it the v1 API is used")] = None
+    base_url: Annotated[str | None, _about("where it is; required for openai and azure, the others know their own; echo has none")] = None
+    api_key: Annotated[str | None, _about("its credential; write ${VAR}, never the key itself", secret=True)] = None
+    api_version: Annotated[str | None, _about("azure only: the date of the API, as in 2024-10-21; without it the v1 API is used")] = None
     include_usage: Annotated[bool | None, _about("whether proxyd may ask streams for their usage; default by kind")] = None
     timeouts: Annotated[Timeouts, _about("connect, first_byte, between_bytes, total")] = Timeouts()
-    max_connections: Annotated[int, _about("connections open at once; more requests wait, bounded by the connect timeout"), Meta(ge=1, le=100_000)] = 256
+    max_connections: Annotated[
+        int, _about("connections open at once; more requests wait, bounded by the connect timeout"), Meta(ge=1, le=100_000)
+    ] = 256
     reuse: Annotated[Reuse, _about("safe: keep connections for the next request; never: a new one each time")] = Reuse.SAFE
 
 
-class Target(_Section):
+class Target(_Section, frozen=True):
     """One upstream of a route, with the name the model has there."""
 
     upstream: Annotated[str, _about("a name under `upstreams`")]
@@ -100,11 +122,14 @@ class Target(_Section):
     weight: Annotated[int, _about("share of requests with strategy weighted"), Meta(ge=1, le=1_000_000)] = 1
 
 
-class Retry(_Section):
+class Retry(_Section, frozen=True):
     """When to try again, and how often, before a byte of the answer went out."""
 
     attempts: Annotated[int, _about("upstream calls in all"), Meta(ge=1, le=10)] = 3
-    on: Annotated[tuple[str | int, ...], _about("connect, timeout, and HTTP statuses")] = ("connect", "timeout", 429, 500, 502, 503, 504, 529)
+    on: Annotated[tuple[str | int, ...], _about("connect, timeout, and HTTP statuses from 400 to 599")] = (
+        *("connect", "timeout"),
+        *(429, 500, 502, 503, 504, 529),
+    )
 
 
 class OnDisconnect(enum.StrEnum):
@@ -114,7 +139,7 @@ class OnDisconnect(enum.StrEnum):
     DRAIN = "drain"
 
 
-class Model(_Section):
+class Model(_Section, frozen=True):
     """A route: what a model name (or a pattern ending in `*`) means."""
 
     upstreams: Annotated[tuple[Target, ...], _about("in order of preference")] = ()
@@ -124,30 +149,32 @@ class Model(_Section):
     set: Annotated[dict[str, Any], _about("fields added where the client sent none")] = field(default_factory=dict)
     force: Annotated[dict[str, Any], _about("fields that replace the client's")] = field(default_factory=dict)
     drop: Annotated[tuple[str, ...], _about("fields removed")] = ()
-    on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = OnDisconnect.CANCEL
+    on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = (
+        OnDisconnect.CANCEL
+    )
 
 
-class Key(_Section):
+class Key(_Section, frozen=True):
     """A static API key."""
 
     name: Annotated[str, _about("the caller's name in the ledger")]
-    key: Annotated[str, _about("the secret; write ${VAR}")]
+    key: Annotated[str, _about("the secret; write ${VAR}", secret=True)]
     models: Annotated[tuple[str, ...], _about("model names or patterns that it may use")] = ("*",)
 
 
-class Auth(_Section):
+class Auth(_Section, frozen=True):
     """Who may call."""
 
     keys: Annotated[tuple[Key, ...], _about("static keys")] = ()
 
 
-class Ops(_Section):
+class Ops(_Section, frozen=True):
     """The operator's port."""
 
-    listen: Annotated[str | None, _about("health and, later, metrics: never on the clients' port; off for none", boot=True)] = "127.0.0.1:9464"
+    listen: Annotated[str | None, _about("the operator's listener, never on the clients' port; off for none", boot=True)] = "127.0.0.1:9464"
 
 
-class Storage(_Section):
+class Storage(_Section, frozen=True):
     """The database."""
 
     url: Annotated[str, _about("sqlite:///FILE, relative to $STATE_DIRECTORY, else to the YAML file", boot=True)] = "sqlite:///proxyd.db"
@@ -155,24 +182,26 @@ class Storage(_Section):
     on_failure: Annotated[OnFailure, _about("refuse new work, or serve it, while the disk fails")] = OnFailure.REFUSE
 
 
-class Streams(_Section):
+class Streams(_Section, frozen=True):
     """Streamed answers."""
 
-    ping: Annotated[float | None, _about("silence before a keep-alive comment; off for none", unit="duration")] = 15.0
-    drain: Annotated[float, _about("how long running streams may finish at SIGTERM", unit="duration")] = 30.0
+    ping: Annotated[Seconds | None, _about("silence before a keep-alive comment; off for none", unit="duration")] = 15.0
+    drain: Annotated[
+        float, _about("how long running streams may finish at SIGTERM; 0 stops at once", unit="duration"), Meta(ge=0, le=YEAR)
+    ] = 30.0
 
 
-class Limits(_Section):
+class Limits(_Section, frozen=True):
     """Bounds on what clients may send."""
 
-    body: Annotated[int, _about("largest request body, decoded", unit="size")] = 32 * 1024 * 1024
+    body: Annotated[Bytes, _about("largest request body, decoded", unit="size")] = 32 * 1024 * 1024
     streams: Annotated[int, _about("exchanges at once; more get 503"), Meta(ge=1)] = 10_000
     connections_per_address: Annotated[int, _about("client connections at once from one address; more are closed"), Meta(ge=1)] = 4096
-    body_timeout: Annotated[float, _about("time to send a whole request body", unit="duration")] = 60.0
-    header_timeout: Annotated[float, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
+    body_timeout: Annotated[Seconds, _about("time to send a whole request body", unit="duration")] = 60.0
+    header_timeout: Annotated[Seconds, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole file."""
 
     upstreams: Annotated[dict[str, Upstream], _about("providers, by name")]

@@ -1,0 +1,229 @@
+"""What types cannot say: names that lead somewhere, addresses, what each kind of upstream needs."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
+
+from proxyd.config.address import Address, parse_address
+from proxyd.config.mistakes import meant
+from proxyd.config.not_built import NOT_BUILT_DATABASES, told
+from proxyd.config.schema import Auth, Environment, Kind, Upstream
+from proxyd.config.tree import Scalar, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from proxyd.config.mistakes import Mistake
+    from proxyd.config.read import Draft, Path
+
+RETRY_WORDS = ("connect", "timeout")
+_API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
+_VISIBLE = re.compile("[\x21-\x7e]+")
+_KNOWS_ITS_URL = (Kind.OLLAMA, Kind.HUGGINGFACE, Kind.ECHO)
+_ENDPOINTS = ("/chat/completions", "/completions", "/embeddings", "/models")
+
+
+def check(draft: Draft) -> None:
+    """Add to the draft every mistake that spans more than one value, or that a type cannot tell."""
+    for each in _CHECKS:
+        each(draft)
+
+
+def warnings(draft: Draft) -> Iterable[Mistake]:
+    """Yield what is no mistake and yet worth a look. For a draft without mistakes."""
+    used = {target.upstream for route in draft.values["models"].values() for target in route.upstreams}
+    for name in draft.values["upstreams"]:
+        if name not in used:
+            yield draft.noted(draft.keys["upstreams", name], f"no model uses the upstream {shown(name)}")
+    if draft.values["environment"] is not Environment.TEST:
+        for path in draft.literal:
+            yield draft.noted(path, f"{path[-1]!r} stands in the file itself; write ${{VAR}} and keep it out of the file")
+
+
+def _upstreams(draft: Draft) -> None:
+    if not draft.names("upstreams") and ("upstreams",) in draft.places and not draft.mistakes:
+        draft.mistake(("upstreams",), "'upstreams' is empty; a model needs one")
+    for name, upstream in draft.values["upstreams"].items():
+        path: Path = ("upstreams", name)
+        if upstream.kind is Kind.ECHO:
+            for key in ("base_url", "api_key", "api_version"):
+                if getattr(upstream, key) is not None:
+                    draft.mistake((*path, key), f"the kind echo is embedded: {key!r} has no use there; remove it")
+            continue
+        if upstream.base_url is not None:
+            _base_url(draft, (*path, "base_url"), upstream)
+        elif upstream.kind not in _KNOWS_ITS_URL and (*path, "base_url") not in draft.places:
+            draft.mistake(draft.keys[path], f"the kind {upstream.kind} needs a 'base_url'")
+        if upstream.api_key is not None and not _VISIBLE.fullmatch(upstream.api_key):
+            draft.mistake((*path, "api_key"), "'api_key' cannot go into a header: only visible ASCII characters can")
+        _azure(draft, path, upstream)
+
+
+def _base_url(draft: Draft, path: Path, upstream: Upstream) -> None:
+    """Check an address without telling it: a password may stand in it (RFC 3986, 3.2.1)."""
+    try:
+        url = urlsplit(upstream.base_url or "")
+        problem = _wrong_url(url, upstream.base_url or "")
+    except ValueError:
+        problem = "is not a URL; is the port a number, and an IPv6 host in brackets?"
+    if problem is not None:
+        draft.mistake(path, f"'base_url' {problem}")
+
+
+def _wrong_url(url: SplitResult, text: str) -> str | None:
+    if url.scheme not in ("http", "https") or "://" not in text:
+        return "must begin with http:// or https://"
+    if "@" in url.netloc:
+        return "must hold no user or password; write 'api_key'"
+    if "?" in text or "#" in text:
+        return "must have no query and no fragment"
+    if not url.hostname or not re.fullmatch(r"[A-Za-z0-9._:-]+", url.hostname) or url.netloc.endswith(":") or url.port == 0:
+        return "has no host that can be"
+    if not _VISIBLE.fullmatch(text) or "\\" in text:
+        return "has a character that must be percent-encoded"
+    ending = next((end for end in _ENDPOINTS if url.path.rstrip("/").endswith(end)), None)
+    return f"ends with {ending}; the endpoint is added to it, so leave that away" if ending else None
+
+
+def _azure(draft: Draft, path: Path, upstream: Upstream) -> None:
+    """Azure has two APIs: a dated one whose paths name the deployment, and v1, which is OpenAI's (openai-node docs/azure.md)."""
+    version, at = upstream.api_version, (*path, "api_version")
+    if upstream.kind is not Kind.AZURE:
+        if version is not None:
+            draft.mistake(at, f"'api_version' is for the kind azure; {upstream.kind} has none")
+        return
+    if upstream.api_key is None and (*path, "api_key") not in draft.places:
+        draft.mistake(draft.keys[path], "the kind azure needs an 'api_key'")
+    if version is None:
+        return
+    if not _API_VERSION.fullmatch(version):
+        draft.mistake(
+            (*path, "api_version"),
+            f"{draft.written((*path, 'api_version'))} is not the date of an API, as in 2024-10-21 or 2025-04-01-preview",
+        )
+    elif upstream.base_url is not None and upstream.base_url.rstrip("/").endswith("/v1"):
+        draft.mistake(at, "a dated API has no /v1 in its 'base_url'; remove one of them")
+
+
+def _routes(draft: Draft) -> None:
+    upstreams = draft.names("upstreams")
+    if not draft.names("models") and ("models",) in draft.places and not draft.mistakes:
+        draft.mistake(("models",), "'models' is empty; nothing could be asked for")
+    for name, route in draft.values["models"].items():
+        path: Path = ("models", name)
+        _pattern(draft, draft.keys[path], name)
+        targets: Path = (*path, "upstreams")
+        if not route.upstreams and targets not in draft.kept:
+            draft.mistake(targets, "the route names no upstream")
+        for at, target in draft.items(targets, route.upstreams):
+            if upstreams and target.upstream not in draft.values["upstreams"] and target.upstream not in upstreams:
+                where = (*at, "upstream")
+                draft.mistake(where, f"no upstream is called {draft.written(where)}{meant(target.upstream, upstreams)}")
+        _prefix(draft, (*path, "strip_prefix"), name, route.strip_prefix)
+        for at, condition in draft.items((*path, "retry", "on"), route.retry.on):
+            _retry(draft, at, condition)
+        for at, key in draft.items((*path, "drop"), route.drop):
+            if key in route.force or key in route.set:
+                draft.mistake(at, f"{draft.written(at)} is both added and dropped")
+
+
+def _prefix(draft: Draft, path: Path, name: str, prefix: str | None) -> None:
+    if prefix is not None and not name.startswith(prefix):
+        draft.mistake(path, f"{shown(name)} does not begin with {draft.written(path)}")
+    elif prefix == name:
+        draft.mistake(path, f"nothing is left of {shown(name)} without it")
+
+
+def _retry(draft: Draft, at: Path, condition: str | int) -> None:
+    if isinstance(condition, int):
+        if not 400 <= condition <= 599:
+            draft.mistake(at, f"{draft.written(at)} is not a status worth a retry; those are 400 to 599")
+    elif condition not in RETRY_WORDS:
+        draft.mistake(at, f"{draft.written(at)} is not connect, timeout or a status{meant(condition, RETRY_WORDS)}")
+
+
+def _pattern(draft: Draft, at: Path | Scalar, pattern: str) -> bool:
+    if "*" in pattern[:-1]:
+        told_as = shown(at.text) if isinstance(at, Scalar) else draft.written(at)
+        draft.mistake(at, f"{told_as}: a * stands at the end of a pattern only, and once")
+        return False
+    return True
+
+
+def _aliases(draft: Draft) -> None:
+    models = draft.names("models")
+    exact = set(models)
+    patterns = [model for model in models if model.endswith("*")]
+    for name, target in draft.values["aliases"].items():
+        path: Path = ("aliases", name)
+        if "*" in name:
+            draft.mistake(draft.keys[path], f"{shown(name)}: an alias is one name, not a pattern; write a route for a pattern")
+        elif name in exact:
+            draft.mistake(draft.keys[path], f"the alias {shown(name)} hides the model of that name")
+        if "*" in target:
+            draft.mistake(path, f"{draft.written(path)} is a pattern; an alias leads to one model")
+        elif target in draft.values["aliases"]:
+            draft.mistake(path, f"{draft.written(path)} is itself an alias; name the model")
+        elif models and target not in exact and not any(covers(pattern, target) for pattern in patterns):
+            draft.mistake(path, f"no model is called {draft.written(path)}{meant(target, models)}")
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a pattern (`*` at the end only) means a name. Two patterns meet if one covers what the other may."""
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+
+
+def _keys(draft: Draft) -> None:
+    auth: Auth | None = draft.values["auth"]
+    if auth is None:
+        return
+    routes = [*draft.names("models"), *draft.names("aliases")]
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for path, key in draft.items(("auth", "keys"), auth.keys):
+        name = draft.written((*path, "name"))
+        if key.name in names:
+            draft.mistake((*path, "name"), f"the name {name} is there twice")
+        if key.key in owners:
+            draft.mistake((*path, "key"), f"the key is the same as that of {owners[key.key]}")
+        if not _VISIBLE.fullmatch(key.key):
+            draft.mistake((*path, "key"), "'key' cannot go into a header: only visible ASCII characters can")
+        names.add(key.name)
+        owners.setdefault(key.key, name)
+        if not key.models and (*path, "models") not in draft.kept:
+            draft.mistake((*path, "models"), f'{name} may use no model; write ["*"] for all, or remove the key')
+        for at, pattern in draft.items((*path, "models"), key.models):
+            if _pattern(draft, at, pattern) and routes and not any(covers(pattern, route) or covers(route, pattern) for route in routes):
+                draft.mistake(at, f"no model is called {draft.written(at)}{meant(pattern, routes)}")
+
+
+def _listeners(draft: Draft) -> None:
+    listeners: list[tuple[Path, str | None]] = [(("listen",), draft.values["listen"]), (("ops", "listen"), draft.values["ops"].listen)]
+    found: list[tuple[Path, Address]] = []
+    for path, text in listeners:
+        if text is None:
+            continue
+        try:
+            found.append((path, parse_address(text)))
+        except ValueError as error:
+            draft.mistake(path, f"{draft.written(path)} {error}")
+    for (_, one), (path, other) in combinations(found, 2):
+        if one.collides(other):
+            draft.mistake(path, "'ops.listen' and 'listen' are the same address; the operator's port is another one, or off")
+
+
+def _storage(draft: Draft) -> None:
+    path: Path = ("storage", "url")
+    scheme, colon, rest = draft.values["storage"].url.partition(":")
+    if colon and scheme.partition("+")[0] in NOT_BUILT_DATABASES:
+        draft.mistake(path, told(scheme))
+    elif not colon or scheme != "sqlite" or not rest.startswith("///") or not rest.strip("/"):
+        draft.mistake(path, "'url' is not a database; write sqlite:///proxyd.db or, with four slashes, sqlite:////var/lib/proxyd/proxyd.db")
+    elif rest.endswith("/") or rest == "///:memory:" or re.search(r"[?#]", rest):
+        draft.mistake(path, "'url' must name a file on a disk, and nothing else: no options, no memory")
+
+
+_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, _listeners, _storage)

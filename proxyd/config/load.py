@@ -1,0 +1,101 @@
+"""A file → Config, or every mistake in it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from proxyd.config.checks import check, warnings
+from proxyd.config.mistakes import ConfigError, Mistake
+from proxyd.config.read import read
+from proxyd.config.schema import Config
+from proxyd.config.secrets import MAX_FILE, Secrets, read_env
+from proxyd.config.tree import MAX_BYTES, grow, place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAX_ENV_BYTES = 65_536
+"""What a `.env` file may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A good configuration, and what is worth a look in it all the same."""
+
+    config: Config
+    warnings: tuple[Mistake, ...]
+
+
+def parse(text: str, *, filename: str, secrets: Secrets) -> Config:
+    """Read and check a whole file. Every route of the result has its upstreams, every base URL is without a slash at the end.
+
+    `filename` is for messages only. Raises ConfigError with all mistakes.
+    """
+    return examine(text, filename=filename, secrets=secrets).config
+
+
+def examine(text: str, *, filename: str, secrets: Secrets) -> Loaded:
+    """Do what `parse` does, and tell the warnings too. Raises ConfigError with all mistakes."""
+    root, mistakes = grow(text.removeprefix("\ufeff"), filename)
+    if root is None:
+        raise ConfigError(mistakes or [Mistake(filename, 1, 1, "the file is empty; it begins with 'upstreams:' and 'models:'")])
+    draft = read(root, filename, secrets)
+    check(draft)
+    if mistakes or draft.mistakes:
+        raise ConfigError([*mistakes, *draft.mistakes])
+    values = draft.values
+    for name, upstream in values["upstreams"].items():
+        if upstream.base_url is not None:
+            values["upstreams"][name] = msgspec.structs.replace(upstream, base_url=upstream.base_url.rstrip("/"))
+    return Loaded(Config(**values), tuple(sorted(warnings(draft))))
+
+
+def load_file(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read and check a file, the `.env` beside it, and the files that it points at.
+
+    `environ` wins over `.env`. Relative `${file:…}` paths start at the file's folder. Raises ConfigError with all
+    mistakes, also if the file cannot be read.
+    """
+    return examine_file(path, environ).config
+
+
+def examine_file(path: Path, environ: Mapping[str, str]) -> Loaded:
+    """Do what `load_file` does, and tell the warnings too. Raises ConfigError with all mistakes."""
+    text = _text(path, MAX_BYTES)
+    beside = path.parent / ".env"
+    variables, mistakes = read_env(_text(beside, MAX_ENV_BYTES), str(beside)) if beside.is_file() else ({}, [])
+
+    def read_secret(name: str) -> str:
+        with (path.parent / name).open(encoding="utf-8") as file:
+            return file.read(MAX_FILE + 1)
+
+    secrets = Secrets({**variables, **environ}, read_secret, environ.get("CREDENTIALS_DIRECTORY"))
+    try:
+        loaded = examine(text, filename=str(path), secrets=secrets)
+    except ConfigError as error:
+        raise ConfigError([*mistakes, *error.mistakes]) from None
+    if mistakes:
+        raise ConfigError(mistakes)
+    return loaded
+
+
+def _text(path: Path, most: int) -> str:
+    """Read a file of at most `most` bytes as UTF-8. Raises ConfigError."""
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError([Mistake(name, 1, 1, f"cannot be read: {error.strerror or type(error).__name__}")]) from error
+    if len(data) > most:
+        raise ConfigError([Mistake(name, 1, 1, f"the file is larger than {most} bytes")])
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        good = data[: error.start].decode("utf-8")
+        line, column = place_of(good, len(good))
+        raise ConfigError([Mistake(name, line, column, "not UTF-8")]) from None

@@ -1,0 +1,117 @@
+"""How values are written: durations, sizes, and the words that YAML 1.1 and 1.2 read differently."""
+
+from __future__ import annotations
+
+import re
+
+NOTHING = ("none", "off")
+"""The words for None, where a field has it."""
+
+YEAR = 365 * 86400.0
+DURATION = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)?"
+SIZE = r"[0-9]+(?:\.[0-9]+)?(?:B|[kK]B|[MG]B|[KMG]iB)?"
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_TRUTH = frozenset(("yes", "no", "on", "off", "true", "false"))
+_NULL = frozenset(("", "~", "null"))
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+_OTHER_NUMBER = re.compile(
+    r"[-+]?0(?:[0-7_]+|b[01_]+|o[0-7]+|x[0-9a-fA-F_]+)|[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+
+
+def duration(text: str) -> float:
+    """Read `30s 500ms 5m 2h 1d` or a bare number of seconds, up to a year. Raises ValueError with what to write instead."""
+    if not re.fullmatch(DURATION, text) or len(text) > 20:
+        raise ValueError("is not a duration; write 30s, 500ms, 5m, 2h or 1d")
+    number = text.rstrip("msdh")
+    seconds = float(number) * _SECONDS[text[len(number) :]]
+    if seconds > YEAR:
+        raise ValueError("is longer than a year")
+    return seconds
+
+
+def size(text: str) -> int:
+    """Read `32MiB 4MB 100KiB` or a bare number of bytes, up to 1 TiB. Raises ValueError with what to write instead."""
+    if not re.fullmatch(SIZE, text) or len(text) > 20:
+        raise ValueError("is not a size; write 32MiB, 4MB or 100KiB, or a number of bytes")
+    number = text.rstrip("BkKMGi")
+    count = float(number) * _BYTES[text[len(number) :]]
+    if count > 2**40:
+        raise ValueError("is larger than 1 TiB")
+    if count != int(count):
+        raise ValueError("is not a whole number of bytes")
+    return int(count)
+
+
+def write_duration(seconds: float | None) -> str:
+    """Write a duration as a person would; the inverse of `duration`, to the millisecond and beyond where it must be."""
+    if seconds is None:
+        return "none"
+    if seconds and seconds == int(seconds):
+        whole = int(seconds)
+        if whole > 300 and whole % 60 == 0:
+            unit = next(unit for unit in ("d", "h", "m") if whole % int(_SECONDS[unit]) == 0)
+            return f"{whole // int(_SECONDS[unit])}{unit}"
+        return f"{whole}s"
+    if seconds * 1000 == int(seconds * 1000):
+        return f"{int(seconds * 1000)}ms"
+    return f"{seconds:f}s"
+
+
+def write_size(count: int) -> str:
+    """Write a size as a person would; the inverse of `size`."""
+    for unit in ("GiB", "MiB", "KiB", "GB", "MB", "KB"):
+        if count and count % _BYTES[unit] == 0:
+            return f"{count // _BYTES[unit]}{unit}"
+    return str(count)
+
+
+def trap(text: str) -> str | None:
+    """Say what some YAML reader makes of an unquoted word that looks like text: None if all agree that it is text.
+
+    YAML 1.1 (PyYAML, and half of the world) has truth values, octal, sexagesimal and underscored numbers that 1.2 has not.
+    """
+    if text.lower() in _TRUTH:
+        return "a truth value"
+    if text.lower() in _NULL:
+        return "nothing"
+    if _SEXAGESIMAL.fullmatch(text):
+        return "a number of base 60"
+    if _NUMBER.fullmatch(text) or _OTHER_NUMBER.fullmatch(text):
+        return "a number"
+    return None
+
+
+def plain(text: str) -> object:
+    """Read an unquoted value by the rules that YAML 1.1, 1.2 and JSON share: true, false, null, numbers, text.
+
+    Raises ValueError with what to write instead where they differ, and for numbers that JSON lacks.
+    """
+    if text in ("true", "false"):
+        return text == "true"
+    if text in ("null", "~"):
+        return None
+    if text == "":
+        raise ValueError("is empty; write null or quotes")
+    if len(text) <= 40 and _INTEGER.fullmatch(text):
+        return int(text)
+    if len(text) <= 40 and _NUMBER.fullmatch(text) and not re.match(r"\+|\.|-\.|-?0[0-9]", text) and not text.endswith("."):
+        number = float(text)
+        if abs(number) == float("inf"):
+            raise ValueError("is too large a number")
+        return number
+    read_as = trap(text)
+    if read_as is not None:
+        raise ValueError(f'is {read_as} to some YAML readers; write "{text}" for text, or a plain true, false or decimal number')
+    return text
+
+
+def whole(text: str) -> int:
+    """Read a whole number in plain decimal. Raises ValueError with what to write instead."""
+    if len(text) > 18 or not _INTEGER.fullmatch(text):
+        raise ValueError("is not a whole number; write it in plain decimal")
+    return int(text)
