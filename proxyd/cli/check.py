@@ -1,0 +1,96 @@
+"""`proxyd check`: tell whether the file is good."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from proxyd.cli import config_path
+from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
+from proxyd.config.load import Loaded, examine_file
+from proxyd.config.mistakes import ConfigError, Mistake
+from proxyd.config.safety import refusals
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+HELP = """Validate the YAML whole: every mistake at once, as file:line:column: message.
+
+Nothing is started and nothing is asked over the network. Exit code 1 if `proxyd serve` would not take the file."""
+EXAMPLES = """proxyd check
+proxyd check -c /etc/proxyd/config.yaml
+proxyd check --format github     # annotations on a pull request
+proxyd check --format json | jq '.mistakes[].message'"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Take a format."""
+    add_format(parser, ("text", "json", "github"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the file and say so. Returns 1 if it must not be served."""
+    path = config_path(args, os.environ)
+    loaded: Loaded | None = None
+    mistakes: tuple[Mistake, ...] = ()
+    try:
+        loaded = examine_file(path, os.environ)
+    except ConfigError as error:
+        mistakes = error.mistakes
+    warnings = loaded.warnings if loaded is not None else ()
+    refused = [Mistake(str(path), 1, 1, f"serve refuses to start: {reason}") for reason in (refusals(loaded.config) if loaded else ())]
+    mistakes = (*mistakes, *refused)
+    if args.format == "json":
+        _json(str(path), loaded, mistakes, warnings)
+    elif args.format == "github":
+        _github(mistakes, warnings)
+    else:
+        _text(str(path), loaded, mistakes, warnings)
+    return 1 if mistakes else 0
+
+
+def _text(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:
+    out = sys.stdout
+    for mistake in mistakes:
+        print(f"{_place(mistake)}: {paint(plain(mistake.message), RED, out)}")
+    for warning in warnings:
+        print(f"{_place(warning)}: {paint('warning', YELLOW, out)}: {plain(warning.message)}")
+    if loaded is not None and not mistakes:
+        upstreams, models = len(loaded.config.upstreams), len(loaded.config.models)
+        print(f"{name}: {paint('ok', GREEN, out)} ({_count(upstreams, 'upstream')}, {_count(models, 'model')})")
+
+
+def _json(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:
+    document = {
+        "file": name,
+        "ok": not mistakes,
+        "upstreams": len(loaded.config.upstreams) if loaded else None,
+        "models": len(loaded.config.models) if loaded else None,
+        "mistakes": [_fields(mistake) for mistake in mistakes],
+        "warnings": [_fields(warning) for warning in warnings],
+    }
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _github(mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:
+    """Print workflow commands; their escapes are those of actions/toolkit packages/core/src/command.ts."""
+    for kind, found in (("error", mistakes), ("warning", warnings)):
+        for each in found:
+            message = each.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+            file = each.file.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
+            print(f"::{kind} file={file},line={each.line},col={each.column}::{message}")
+
+
+def _fields(mistake: Mistake) -> dict[str, str | int]:
+    return {"file": mistake.file, "line": mistake.line, "column": mistake.column, "message": mistake.message}
+
+
+def _place(mistake: Mistake) -> str:
+    return f"{plain(mistake.file)}:{mistake.line}:{mistake.column}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
