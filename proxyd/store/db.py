@@ -12,14 +12,15 @@ import contextlib
 import logging
 import os
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import aiosqlite
 
 from proxyd.clock import Clock
 from proxyd.config.schema import Durability, OnFailure
+from proxyd.store.entry import Entry
 from proxyd.store.file import StoreError, database_path, read, take, told
 from proxyd.store.writer import Batch, Op, Upsert, Writer, open_writer
 
@@ -55,18 +56,6 @@ class Tuning:
     """How long `close` goes on trying on a failing disk before what waits is given up."""
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A write that waits, and who waits for it."""
-
-    work: Upsert | Op
-    keep: bool
-    """It outlives a failing disk in memory; otherwise it fails with it."""
-    undo: Upsert | None = None
-    """Takes the write back where nobody learnt that it is on disk."""
-    waiters: list[asyncio.Future[Any]] = field(default_factory=list)
-
-
 class Database:
     """One SQLite file, and the only way to write into it. Made and used on one event loop.
 
@@ -91,7 +80,7 @@ class Database:
         """Why the disk cannot be written now."""
         self.observe: Callable[[float, int], None] | None = None
         """Told of each commit: how long it took in seconds, and how many writes it held."""
-        self._pending: dict[Hashable, _Entry] = {}
+        self._pending: dict[Hashable, Entry] = {}
         self._writing = 0
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -178,7 +167,7 @@ class Database:
             return future
         entry = self._pending.get(key)
         if entry is None:
-            entry = self._pending[key] = _Entry(work, keep, undo)
+            entry = self._pending[key] = Entry(work, keep, undo)
         else:
             entry.work, entry.keep, entry.undo = work, keep, undo
         if not wait or self.trouble is not None:
@@ -204,7 +193,7 @@ class Database:
         if refused is not None:
             future.set_exception(refused)
             return future
-        self._pending[object()] = _Entry(operation, keep=False, undo=undo, waiters=[future])
+        self._pending[object()] = Entry(operation, keep=False, undo=undo, waiters=[future])
         self._urgent.set()
         self._wake.set()
         return future
@@ -300,17 +289,18 @@ class Database:
         if self.observe is not None:
             self.observe(self.clock.monotonic() - begun, len(batch.work))
 
-    def _take(self) -> dict[Hashable, _Entry]:
+    def _take(self) -> dict[Hashable, Entry]:
         """Take the next batch out of what waits, without writes whose every waiter was cancelled before they began."""
-        entries: dict[Hashable, _Entry] = {}
-        for key in list(islice(self._pending, self.tuning.batch)):
-            entry = self._pending.pop(key)
-            if not (_abandoned(entry) and entry.undo is not None):
-                entries[key] = entry
+        if len(self._pending) <= self.tuning.batch:
+            entries, self._pending = self._pending, {}
+        else:
+            entries = {key: self._pending.pop(key) for key in list(islice(self._pending, self.tuning.batch))}
+        for key in [key for key, entry in entries.items() if entry.undo is not None and entry.abandoned()]:
+            del entries[key]
         self._writing = len(entries)
         return entries
 
-    def _succeeded(self, entries: dict[Hashable, _Entry], batch: Batch) -> None:
+    def _succeeded(self, entries: dict[Hashable, Entry], batch: Batch) -> None:
         """Tell those who wait."""
         if self.trouble is not None:
             log.warning("the database can be written again; %d writes wait", len(self._pending))
@@ -320,16 +310,11 @@ class Database:
             if error is not None and entry.keep:
                 log.error("a write was refused by the schema, and is lost: %r", entry.work, exc_info=error)
                 error = None
-            if entry.undo is not None and _abandoned(entry):
+            if entry.undo is not None and entry.abandoned():
                 self._undo(key, entry.undo)
-            for future in entry.waiters:
-                if not future.done():
-                    if error is None:
-                        future.set_result(batch.results.get(place))
-                    else:
-                        future.set_exception(error)
+            entry.tell(batch.results.get(place), error)
 
-    def _failed(self, entries: dict[Hashable, _Entry], batch: Batch, error: Exception) -> None:
+    def _failed(self, entries: dict[Hashable, Entry], batch: Batch, error: Exception) -> None:
         """Keep what must not be lost, fail the rest, and let nobody wait for a disk that fails."""
         trouble, before = told(error, self.path), self.trouble
         self.trouble = trouble
@@ -346,15 +331,15 @@ class Database:
                 del self._pending[key]
                 if batch.committing and entry.undo is not None and key in entries:
                     self._undo(key, entry.undo)
-            _release(entry, trouble)
+            entry.release(trouble)
 
     def _undo(self, key: Hashable, undo: Upsert) -> None:
         """Enqueue an undo, unless a newer write under the same key has come."""
         if key not in self._pending:
-            self._pending[key] = _Entry(undo, keep=True)
+            self._pending[key] = Entry(undo, keep=True)
             self._wake.set()
 
-    def _put_back(self, entries: dict[Hashable, _Entry]) -> None:
+    def _put_back(self, entries: dict[Hashable, Entry]) -> None:
         """Put a batch back before what has come since; a newer write under the same key takes the older one's place and waiters."""
         newer, self._pending = self._pending, dict(entries)
         for key, entry in newer.items():
@@ -367,7 +352,7 @@ class Database:
         if self._pending:
             log.critical("%d writes are lost: %s", len(self._pending), self.trouble or "the database was closed")
         for entry in self._pending.values():
-            _release(entry, self.trouble or StoreError(f"{self.path} is closed"))
+            entry.release(self.trouble or StoreError(f"{self.path} is closed"))
         self._pending = {}
 
     def _shut(self) -> StoreError | None:
@@ -399,19 +384,3 @@ class Database:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def _abandoned(entry: _Entry) -> bool:
-    """Whether somebody waited for the write, and all of them were cancelled."""
-    return bool(entry.waiters) and all(future.cancelled() for future in entry.waiters)
-
-
-def _release(entry: _Entry, trouble: StoreError) -> None:
-    """Let nobody wait for a write any longer: a kept one counts as accepted, another one has failed."""
-    for future in entry.waiters:
-        if not future.done():
-            if entry.keep:
-                future.set_result(None)
-            else:
-                future.set_exception(trouble)
-    entry.waiters = []

@@ -28,11 +28,18 @@ GROWING = (
 )
 """What it comes to; written again while it runs and when it settles."""
 
+OPENING = (*FIXED, "state", "conversation_id", "upstream_model", "tokens_source", "bytes_in", "bytes_out")
+"""What is known of it, or may not be NULL, when it opens: half the columns cost a fifth less."""
+
 _COLUMNS = (*FIXED, *GROWING)
 
 # Names of columns only; every value is bound. An attempt is settled once: what is no longer open is not changed again, so
 # the same write may come twice (after a commit whose outcome nobody knows) and late (a checkpoint).
-_WRITE = (
+_OPEN = (
+    f"INSERT INTO usage_events ({', '.join(OPENING)}) VALUES ({', '.join('?' * len(OPENING))}) "  # noqa: S608
+    "ON CONFLICT (id) DO NOTHING"
+)
+_SETTLE = (
     f"INSERT INTO usage_events ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608
     f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in GROWING)} WHERE usage_events.state = 'open'"
 )
@@ -87,7 +94,7 @@ class Ledger:
         strict = db.durability is Durability.STRICT
         keep = not strict or db.on_failure is OnFailure.SERVE
         undo = Upsert(_FORGET, (row.id,)) if strict else None
-        return db.put(("usage_events", row.id), Upsert(_WRITE, (*_fixed(row), *_growing(row))), keep=keep, wait=strict, undo=undo)
+        return db.put(("usage_events", row.id), Upsert(_OPEN, _opening(row)), keep=keep, wait=strict, undo=undo)
 
     def settle(self, row: LedgerRow) -> asyncio.Future[None]:
         """Write what an attempt came to; the row's state is no longer `open`. The future never fails.
@@ -96,7 +103,7 @@ class Ledger:
         A row that was not opened is written all the same.
         """
         strict = self._db.durability is Durability.STRICT
-        return self._db.put(("usage_events", row.id), Upsert(_WRITE, (*_fixed(row), *_growing(row))), wait=strict)
+        return self._db.put(("usage_events", row.id), Upsert(_SETTLE, _all(row)), wait=strict)
 
     def checkpoint(self, rows: Iterable[LedgerRow]) -> None:
         """Write what running attempts have come to so far, all in one commit. Rows that are settled, here or on disk, are left alone."""
@@ -123,21 +130,39 @@ def _update(connection: sqlite3.Connection, rows: list[tuple[Value, ...]]) -> No
     connection.executemany(_CHECKPOINT, rows)
 
 
-def _fixed(row: LedgerRow) -> tuple[Value, ...]:
-    """Return the values of FIXED. sqlite3 binds plain str and int several times faster than enums and booleans."""
-    streamed = 1 if row.streamed else 0
+# These three run twice per exchange on the event loop, hence spelled out: a flat tuple costs half of one put together from
+# parts. sqlite3 binds plain str and int several times faster than enums and booleans.
+
+
+def _opening(row: LedgerRow) -> tuple[Value, ...]:
+    """Return the values of OPENING."""
+    # fmt: off
     return (
-        *(row.id, row.request_id, row.attempt, row.caller, str(row.endpoint), str(row.protocol)),
-        *(row.model, row.upstream, streamed, row.created_at),
+        row.id, row.request_id, row.attempt, row.caller, str(row.endpoint), row.protocol, row.model, row.upstream,
+        1 if row.streamed else 0, row.created_at,
+        row.state.value, row.conversation_id, row.upstream_model, row.tokens_source.value, row.bytes_in, row.bytes_out,
     )
+    # fmt: on
 
 
 def _growing(row: LedgerRow) -> tuple[Value, ...]:
     """Return the values of GROWING, as they are now."""
     usage = row.usage
+    # fmt: off
     return (
-        *(row.state.value, row.conversation_id, row.upstream_model, row.upstream_request_id),
-        *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens, usage.reasoning_tokens),
-        *(row.tokens_source.value, row.cost_nano, row.currency, row.price_source, row.price_version),
-        *(row.status, row.error, row.finish_reason, row.bytes_in, row.bytes_out, row.ttft_ms, row.latency_ms, row.settled_at),
+        row.state.value, row.conversation_id, row.upstream_model, row.upstream_request_id,
+        usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens, usage.reasoning_tokens,
+        row.tokens_source.value, row.cost_nano, row.currency, row.price_source, row.price_version,
+        row.status, row.error, row.finish_reason, row.bytes_in, row.bytes_out, row.ttft_ms, row.latency_ms, row.settled_at,
     )
+    # fmt: on
+
+
+def _all(row: LedgerRow) -> tuple[Value, ...]:
+    """Return the values of all columns: FIXED, then GROWING."""
+    # fmt: off
+    return (
+        row.id, row.request_id, row.attempt, row.caller, str(row.endpoint), row.protocol, row.model, row.upstream,
+        1 if row.streamed else 0, row.created_at, *_growing(row),
+    )
+    # fmt: on
