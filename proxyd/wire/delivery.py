@@ -88,9 +88,8 @@ _WORDS = {"detail": {"compact": 1, "full": 2}, "token_vocabulary": {"o200k_base"
 def _read(members: Mapping[str, object]) -> Delivery:
     message = chat_pb2.Delivery()
     for name, value in members.items():
-        if name in _NUMBERS and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
-            setattr(message, name, value)
-        elif name in _FLAGS and isinstance(value, bool):
+        number = name in _NUMBERS and type(value) is int and 0 <= value < 2**31
+        if number or (name in _FLAGS and isinstance(value, bool)):
             setattr(message, name, value)
         elif name in _WORDS and isinstance(value, str) and value in _WORDS[name]:
             setattr(message, name, _WORDS[name][value])

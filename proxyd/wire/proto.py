@@ -114,13 +114,10 @@ def message_json(message: chat_pb2.Message, role: str = "user") -> bytes:
         members["content"] = write_list(_part(part) for part in message.parts)
     if message.tool_calls:
         members["tool_calls"] = write_list(_call(call) for call in message.tool_calls)
-    for name in ("tool_call_id", "name"):
-        if text := getattr(message, name):
-            members[name] = _DUMP(text)
+    texts = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.reasoning}
+    members |= {name: _DUMP(text) for name, text in texts.items() if text}
     if message.HasField("refusal"):
         members["refusal"] = _DUMP(message.refusal)
-    if message.reasoning:
-        members["reasoning_content"] = _DUMP(message.reasoning)
     merge(members, message.extra_json, "messages.")
     members = {"role": _DUMP(role), **members}
     if members["role"] == b'"assistant"':
@@ -252,7 +249,7 @@ def _format(form: chat_pb2.ResponseFormat) -> bytes:
     return write({"type": b'"json_schema"', "json_schema": write(inner)})
 
 
-def _bool(flag: bool) -> bytes:
+def _bool(flag: bool) -> bytes:  # noqa: FBT001 - a value to write, not a switch
     return b"true" if flag else b"false"
 
 

@@ -7,6 +7,7 @@ string, `include_usage`, the order of members.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -51,16 +52,14 @@ def normal(document: bytes) -> bytes:
     Raises ProxyError `invalid_json`.
     """
     try:
-        if re.search(rb"[0-9]{16}", document):  # beyond 64 bits orjson rounds, and two requests would look the same
-            raise Misfit
-        return orjson.dumps(_whole(orjson.loads(document)), option=orjson.OPT_SORT_KEYS)
-    except (orjson.JSONDecodeError, TypeError, Misfit):
-        import json  # noqa: PLC0415 - only for the rare text that orjson will not read or write
-
-        try:
-            return json.dumps(_whole(json.loads(document)), sort_keys=True, separators=(",", ":")).encode()
-        except (ValueError, RecursionError):
-            raise ProxyError("invalid_json", "The body is not valid JSON.") from None
+        if not re.search(rb"[0-9]{16}", document):  # beyond 64 bits orjson rounds, and two requests would look the same
+            return orjson.dumps(_whole(orjson.loads(document)), option=orjson.OPT_SORT_KEYS)
+    except (orjson.JSONDecodeError, TypeError, RecursionError):
+        pass  # half a surrogate pair, perhaps, which json reads
+    try:
+        return json.dumps(_whole(json.loads(document)), sort_keys=True, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        raise ProxyError("invalid_json", "The body is not valid JSON.") from None
 
 
 def _whole(item: Any) -> Any:
@@ -86,12 +85,13 @@ def _chat(members: Members, way: Way) -> chat_pb2.ChatCompletionRequest:
     extra: Members = {}
     for name, raw in members.items():
         setter = _SETTERS.get(name)
+        if setter is None:
+            extra[name] = raw
+            continue
         try:
-            if setter is None:
-                raise Misfit
             setter(message, name, raw, way)
         except Misfit:
-            if setter is not None and name not in {"stream_options"}:
+            if setter is not _set_options:
                 message.ClearField(name)
             extra[name] = raw
     if extra:

@@ -30,7 +30,7 @@ JSON_ERRORS = (msgspec.DecodeError, orjson.JSONDecodeError, RecursionError)
 Members = dict[str, bytes]
 
 
-class Misfit(Exception):
+class Misfit(Exception):  # noqa: N818 - no error: it decides where a value goes
     """The value has no place in its field."""
 
 

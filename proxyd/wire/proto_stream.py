@@ -1,0 +1,352 @@
+"""The upstream's chat events, one by one, as frames of `ChatCompletionChunk`: coalesced, at the detail that was asked for.
+
+Law: the first text of a choice, a finish and an error are never held; text never changes its order; nothing is held longer
+than `max_delay_ms` or beyond `max_bytes`. The encoder has no clock: `now` is an argument, and `deadline` says when it wants
+to be asked again.
+
+    encoder = ChunkEncoder(delivery)
+    for event in events:                        # the data of SSE events, `[DONE]` included
+        send(encoder.feed(event, now))          # each item of the list is one frame: count them for resuming
+    at encoder.deadline: send(encoder.tick(now))
+    if the upstream broke: send(encoder.fail(error))
+
+A finish waits for the end of the batch of events it came in (`deadline` is then `now`), because the usage that follows it in
+the same packet shares its frame; a timer set to `deadline` does that by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from proxyd.wire import faults, proto_error
+from proxyd.wire._pb import chat_pb2
+from proxyd.wire.proto_chunk import Facets, Held, about, field, read_choice, usage_field
+from proxyd.wire.proto_exact import Exact
+from proxyd.wire.proto_frames import delimited, varint
+from proxyd.wire.usage import fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxyd.errors import ProxyError
+    from proxyd.wire.delivery import Delivery
+
+DEFAULT_DELAY_MS = 100
+"""What protobuf streams are held for where neither client nor route says otherwise (SPEC 9)."""
+
+
+class ChunkEncoder:
+    """One stream. `frame` puts a message into its framing (`delimited`, or `connect.envelope`).
+
+    `handle` is a name that the server chose, told in the first frame; `tokenize` encodes with o200k_base without special
+    tokens and is used if the client allows token ids.
+    """
+
+    __slots__ = (
+        "_about",
+        "_chunk_said",
+        "_delay",
+        "_delivery",
+        "_exact",
+        "_finished",
+        "_frame",
+        "_held",
+        "_opened",
+        "_start",
+        "_template",
+        "_tokenize",
+        "_usage",
+        "deadline",
+        "ended",
+    )
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        handle: bytes = b"",
+        frame: Callable[[bytes], bytes] = delimited,
+        tokenize: Callable[[str], Sequence[int]] | None = None,
+    ) -> None:
+        self.deadline: float | None = None
+        """When to call `tick`, on the clock that `now` is read from; None: not at all."""
+        self.ended = False
+        """`[DONE]` or an error came; what is fed after it is ignored."""
+        delay = DEFAULT_DELAY_MS if delivery.max_delay_ms is None else delivery.max_delay_ms
+        self._delay = delay / 1000
+        self._delivery = delivery
+        self._frame = frame
+        self._tokenize = tokenize if delivery.tokens else None
+        exact = delivery.full and delay == 0 and not delivery.omit_reasoning and self._tokenize is None
+        self._exact = Exact() if exact else None
+        self._held: dict[int, Held] = {}
+        self._opened: set[int] = set()
+        self._finished = False
+        self._usage = b""
+        self._start = chat_pb2.StreamStart(handle=handle)
+        self._about: dict[str, Any] = {}
+        self._chunk_said: dict[tuple[str, str], Any] = {}
+        self._template: tuple[bytes, bytes, int] | None = None
+
+    def feed(self, event: bytes, now: float) -> list[bytes]:
+        """Take the data of one event; returns the frames that are due. What is not JSON is skipped, as SSE clients would."""
+        if self._template is not None and (text := self._quick(event)) is not None:
+            return self._plain_text(text, now)
+        if self.ended:
+            return []
+        if event == b"[DONE]":
+            self.ended = True
+            return self.flush()
+        try:
+            document = orjson.loads(event)
+        except orjson.JSONDecodeError:
+            document = lenient(event)
+        fault = fault_of(document)
+        if fault is not None:
+            return self._fail(proto_error.error_message(faults.in_band(fault, None), in_stream=True), event)
+        if not isinstance(document, dict):
+            return []
+        self._template = None
+        return self._exactly(event, document, now) if self._exact else self._take(event, document, now)
+
+    def tick(self, now: float) -> list[bytes]:
+        """Give what is due by now."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        return self.flush()
+
+    def end(self) -> list[bytes]:
+        """Give all that is held: the upstream's body is over, and no `[DONE]` came. No finish is made up for it."""
+        self.ended = True
+        return self.flush()
+
+    def flush(self) -> list[bytes]:
+        """Give what is held, whatever the time."""
+        self.deadline = None
+        if self._exact is not None:
+            return [self._pack(body) for body in self._exact.flush()]
+        held, self._held = self._held, {}
+        usage = b""
+        if self._finished or self.ended:
+            usage, self._usage = self._usage, b""
+        bodies = [(choice, index) for index, choice in held.items() if choice.any()]
+        if not bodies and (usage or self._start.ByteSize()):
+            bodies = [(Held(), 0)]
+        frames = []
+        for place, (choice, index) in enumerate(bodies, 1):
+            start = self._take_start()
+            last = usage if place == len(bodies) else b""
+            frames.append(self._pack(choice.encode(index, start=start, usage=last, tokenize=self._tokenize)))
+        return frames
+
+    def fail(self, error: ProxyError) -> list[bytes]:
+        """End the stream with an error: what was held, then the error's frame."""
+        return self._fail(proto_error.error_message(error, in_stream=True), b"")
+
+    def keepalive(self) -> bytes:
+        """Give an empty frame: one byte, that tells both sides that the line is open. It counts like any other."""
+        return self._pack(b"")
+
+    # -- one event
+
+    def _take(self, event: bytes, document: dict[str, Any], now: float) -> list[bytes]:
+        frames: list[bytes] = []
+        raw = document.get("choices")
+        choices = [choice for choice in raw if isinstance(choice, dict)] if isinstance(raw, list) else []
+        if self.deadline is not None and now >= self.deadline and (choices or not self._finished):
+            frames += self.flush()
+        if self._delivery.full:
+            self._describe(document)
+        for choice in choices:
+            frames += self._add(read_choice(choice, self._delivery), now)
+        usage = usage_field(document, full=bool(self._delivery.full))
+        if usage:
+            self._usage = usage
+        if len(choices) == 1 and not usage and not frames[1:]:
+            self._learn(event, choices[0])
+        if self._held and self.deadline is None:
+            self.deadline = now + self._delay
+        if (
+            (usage and self._finished)
+            or (self._delay == 0 and self._held and not any(held.finish for held in self._held.values()))
+            or self._start.handle
+        ):
+            frames += self.flush()
+        return frames
+
+    def _describe(self, document: dict[str, Any]) -> None:
+        """At DETAIL_FULL: what is said once a stream, and other members when they change."""
+        known, rest = about(document)
+        for name, value in known.items():
+            if self._about.get(name) != value:
+                self._about[name] = value
+                setattr(self._start, name, value)
+        for name, value in rest.items():
+            self._tell("chunk", name, value)
+
+    def _tell(self, level: str, name: str, value: Any, index: int = 0) -> None:
+        if value in (None, "", [], {}) or self._chunk_said.get((level, name)) == value:
+            return
+        held = self._held.get(index)
+        if held is None:
+            held = self._held[index] = Held()
+        self._chunk_said[level, name] = value
+        held.extra.setdefault(level, {})[name] = value
+
+    def _add(self, facets: Facets, now: float) -> list[bytes]:
+        frames: list[bytes] = []
+        index = facets.index
+        held = self._held.get(index)
+        if held is not None and not held.admits(facets):
+            frames += self.flush()
+            held = None
+        if held is None:
+            held = self._held[index] = Held()
+        held.add(facets)
+        if self._delivery.full:
+            for name, value in facets.around.items():
+                self._tell("choice", name, value, index)
+        if not held.any():
+            del self._held[index]
+            return frames
+        if facets.finish:
+            self._finished = True
+            self.deadline = now
+        if self._due(index, held, facets.text, now):
+            frames += self.flush()
+        return frames
+
+    def _due(self, index: int, held: Held, text: bool, now: float) -> bool:  # noqa: FBT001 - part of one decision
+        """Decide whether to send at once, and set the deadline if not."""
+        first = text and index not in self._opened
+        if first:
+            self._opened.add(index)
+        if first or held.size >= self._delivery.max_bytes:
+            return True
+        if self.deadline is None:
+            self.deadline = now + self._delay
+        return self._delay == 0 and not held.finish
+
+    # -- the quick way: an event that differs from the last plain one by its text alone
+
+    def _learn(self, event: bytes, choice: dict[str, Any]) -> None:
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            return
+        text = delta.get("content")
+        index = choice.get("index", 0)
+        plain = isinstance(text, str) and text and index in self._opened and not choice.get("finish_reason") and not choice.get("logprobs")
+        if not plain or any(value for name, value in delta.items() if name not in {"content", "role"}):
+            return
+        begin = event.find(b'"content":"') + 11
+        end = event.find(b'"', begin)
+        head, tail = event[:begin], event[end:]
+        # the name only once and nothing escaped: so it is the delta's member that stands there, and its text as it is
+        if begin > 10 and end > begin and event.count(b'"content"') == 1 and b"\\" not in event and event[begin:end] == str(text).encode():
+            self._template = (head, tail, index)
+
+    def _quick(self, event: bytes) -> bytes | None:
+        head, tail, _ = self._template or (b"", b"", 0)
+        if not (event.startswith(head) and event.endswith(tail)):
+            return None
+        text = event[len(head) : len(event) - len(tail)]
+        if not text or b'"' in text or b"\\" in text or len(event) <= len(head) + len(tail):
+            return None
+        try:
+            return text if text.decode().isprintable() else None
+        except UnicodeDecodeError:
+            return None
+
+    def _plain_text(self, text: bytes, now: float) -> list[bytes]:
+        index = self._template[2] if self._template else 0
+        if self._exact is not None:
+            self.deadline = None
+            return [self._pack(body) for body in (*self._exact.flush(), field(1, text) + (b"\x30" + varint(index) if index else b""))]
+        frames = self.flush() if self.deadline is not None and now >= self.deadline else []
+        held = self._held.get(index)
+        if held is None:
+            held = self._held[index] = Held()
+        elif held.rank > 2 or held.finish:
+            frames += self.flush()
+            held = self._held[index] = Held()
+        held.rank = 2
+        held.content += text
+        held.size += len(text)
+        if self.deadline is None:
+            self.deadline = now + self._delay
+        if self._delay == 0 or held.size >= self._delivery.max_bytes:
+            frames += self.flush()
+        return frames
+
+    # -- exactly
+
+    def _exactly(self, event: bytes, document: dict[str, Any], now: float) -> list[bytes]:
+        exact = self._exact
+        if exact is None:
+            return []
+        bodies, waits = exact.feed(event, document, self._delivery, self._take_handle())
+        self.deadline = now if waits else None
+        choices = document.get("choices")
+        if exact.plain and isinstance(choices, list) and len(choices) == 1:
+            self._opened.add(choices[0].get("index", 0))
+            self._learn(event, choices[0])
+        return [self._pack(body) for body in bodies]
+
+    # -- bytes
+
+    def _take_handle(self) -> bytes:
+        handle = self._start.handle
+        self._start.Clear()
+        return handle
+
+    def _take_start(self) -> bytes:
+        start = self._start.SerializeToString()
+        self._start.Clear()
+        return start
+
+    def _fail(self, error: chat_pb2.Error, event: bytes) -> list[bytes]:
+        if self.ended:
+            return []
+        self.ended = True
+        frames = self.flush()
+        body = field(8, error.SerializeToString())
+        if self._exact is not None and event:
+            body += field(14, b'{"event":%b}' % event)
+        return [*frames, self._pack(body)]
+
+    def _pack(self, body: bytes) -> bytes:
+        size = self._delivery.pad_to
+        return padded(body, size, self._frame) if size > 1 else self._frame(body)
+
+
+def padded(body: bytes, multiple: int, frame: Callable[[bytes], bytes]) -> bytes:
+    """Frame a message so that all of it, its length or envelope included, is a multiple of so many bytes."""
+    whole = frame(body)
+    target = -(-len(whole) // multiple) * multiple
+    while len(whole) != target:
+        # two bytes for the field itself, more once its own length or the frame's needs another byte
+        missing = target - len(whole)
+        for zeros in range(missing - 2, max(missing - 6, -1), -1):
+            whole_padded = frame(body + field(15, bytes(zeros)))
+            if len(whole_padded) == target:
+                return whole_padded
+        target += multiple
+    return whole
+
+
+def lenient(event: bytes) -> Any:
+    """Read JSON that has half a surrogate pair escaped, which strict readers refuse; None if it is not JSON at all."""
+    try:
+        return json.loads(event, object_hook=_mended)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mended(members: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+        for name, value in members.items()
+    }
