@@ -21,7 +21,6 @@ from proxyd.model import LedgerRow, Source, State, Usage
 from proxyd.store.db import Database
 from proxyd.store.ledger import Ledger
 
-
 PAUSE = 0.008
 """Seconds between open and settle in relaxed mode, where nothing else slows the exchanges down."""
 
