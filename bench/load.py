@@ -32,9 +32,9 @@ PROBED = 10
 SLACK = 30.0
 """Seconds that a job may take beyond what it should."""
 
-# What the openai SDK sends: its headers have to be parsed too.
+# What the openai SDK sends, for its headers have to be parsed too; but identity, so that nobody is charged for compressing.
 HEAD = (
-    "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\n"
     "Accept: application/json\r\nContent-Type: application/json\r\nUser-Agent: OpenAI/Python 3.54.0\r\n"
     "X-Stainless-Lang: python\r\nX-Stainless-Package-Version: 3.54.0\r\nX-Stainless-OS: Linux\r\nX-Stainless-Arch: x64\r\n"
     "X-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.11.7\r\nAuthorization: Bearer {key}\r\n"

@@ -201,7 +201,8 @@ def document(board: Board, versions: dict[str, str], *, markdown: bool) -> str:
     """Write the whole report."""
     parts = ["\n".join(surroundings(versions)), *(render(table, markdown=markdown) for table in tables(board))]
     if board.errors:
-        parts.append("WRONG ANSWERS, the figures above do not count:\n" + "\n".join(f"- {error}" for error in board.errors))
+        wrong = "\n".join(f"- {error}" for error in dict.fromkeys(board.errors))
+        parts.append(f"WRONG ANSWERS, the figures of these do not count:\n\n{wrong}")
     return "\n\n".join(parts)
 
 
