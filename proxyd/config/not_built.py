@@ -11,7 +11,6 @@ NOT_BUILT = frozenset(
         "auth.keys.*.limits",
         "cors",
         "delivery",
-        "idempotency",
         "models.*.cache",
         "models.*.delivery",
         "models.*.limits",
@@ -19,9 +18,8 @@ NOT_BUILT = frozenset(
         "models.*.price",
         "openmeter",
         "otel",
-        "resume",
         "shared",
-        "storage.retain",
+        "storage.retain.conversations",
     }
 )
 """Keys, by their path; `*` stands for a name or a place in a list."""

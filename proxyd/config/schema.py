@@ -174,12 +174,20 @@ class Ops(_Section, frozen=True):
     listen: Annotated[str | None, _about("the operator's listener, never on the clients' port; off for none", boot=True)] = "127.0.0.1:9464"
 
 
+class Retain(_Section, frozen=True):
+    """How long rows are kept."""
+
+    usage: Annotated[Seconds | None, _about("usage rows; forever for no end", unit="duration")] = None
+    idempotency: Annotated[Seconds, _about("claims and the answers kept under them", unit="duration")] = 86400.0
+
+
 class Storage(_Section, frozen=True):
     """The database."""
 
     url: Annotated[str, _about("sqlite:///FILE, relative to $STATE_DIRECTORY, else to the YAML file", boot=True)] = "sqlite:///proxyd.db"
     durability: Annotated[Durability, _about("strict: what a client has seen whole is on disk; relaxed: within 20 ms")] = Durability.STRICT
     on_failure: Annotated[OnFailure, _about("refuse new work, or serve it, while the disk fails")] = OnFailure.REFUSE
+    retain: Annotated[Retain, _about("how long rows are kept")] = Retain()
 
 
 class Streams(_Section, frozen=True):
@@ -201,6 +209,26 @@ class Limits(_Section, frozen=True):
     header_timeout: Annotated[Seconds, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
 
 
+class OnBroken(enum.StrEnum):
+    """What a repeated request gets when the first one's answer broke off after its first byte."""
+
+    RERUN = "rerun"
+    CONFLICT = "conflict"
+
+
+class Idempotency(_Section, frozen=True):
+    """Once means once."""
+
+    on_broken: Annotated[OnBroken, _about("rerun: run it anew, both are billed; conflict: 409, a new key is needed")] = OnBroken.RERUN
+
+
+class Resume(_Section, frozen=True):
+    """Streams that outlive their client."""
+
+    grace: Annotated[Seconds, _about("how long an upstream runs on while nobody listens", unit="duration")] = 60.0
+    tape: Annotated[Bytes, _about("bytes of one answer that are kept to be sent again", unit="size")] = 4 * 1024 * 1024
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -212,5 +240,7 @@ class Config(_Section, frozen=True):
     storage: Annotated[Storage, _about("the database")] = Storage()
     streams: Annotated[Streams, _about("streamed answers")] = Streams()
     limits: Annotated[Limits, _about("bounds on what clients may send")] = Limits()
+    idempotency: Annotated[Idempotency, _about("requests with an Idempotency-Key")] = Idempotency()
+    resume: Annotated[Resume, _about("streams that outlive their client")] = Resume()
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()

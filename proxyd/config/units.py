@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-NOTHING = ("none", "off")
+NOTHING = ("none", "off", "forever")
 """The words for None, where a field has it."""
 
 YEAR = 365 * 86400.0

@@ -11,15 +11,16 @@ from aiohttp import http_parser
 
 from proxyd.config.safety import refusals
 from proxyd.config.schema import Environment, Key, Kind
+from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.runtime import Runtime, Snapshot
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
 from proxyd.rules.routes import RouteTable
 from proxyd.store.db import Database, database_path
+from proxyd.store.idempotency import Claims
 from proxyd.store.ledger import Ledger
 from proxyd.upstream.echo import EchoUpstream
 from proxyd.upstream.http import HttpUpstream
-from proxyd.wire.tokens import Tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +83,9 @@ async def runtime(config: Config, folder: Path, environ: Mapping[str, str], cloc
     ledger = Ledger(database)
     await ledger.recover(clock.now_us())
     key = make_key(config)
-    made = Runtime(snapshot(config, key), clock, random.SystemRandom(), ledger, Tokenizers())
+    claims = Claims(database)
+    await claims.recover()
+    made = Runtime(snapshot(config, key), clock, random.SystemRandom(), ledger, Running(claims))
     made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
     made.health = {name: Health() for name in config.upstreams}
     return made, database, key

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 128
 """Connections the kernel holds before they are accepted. A longer queue melts the loop when descriptors run out (cpython#151615)."""
 CHECKPOINT_SECONDS = 1.0
+PRUNE_SECONDS = 300.0
 SETTLE_SECONDS = 10.0
 """How long counting and writing may take after the last exchange has ended."""
 
@@ -45,7 +46,7 @@ class Daemon:
         self._clock = clock
         self._runtime: Runtime
         self._database: Database
-        self._checkpoints: asyncio.Future[None]
+        self._chores: list[asyncio.Future[None]] = []
         self._stopping = asyncio.Event()
         self._stops = 0
         self._servers: list[asyncio.Server] = []
@@ -64,7 +65,10 @@ class Daemon:
         self._runtime, self._database, self.key = await boot.runtime(self.config, self._folder, self._environ, self._clock)
         if access_line is not None:
             self._runtime.observers.append(access_line)
-        self._checkpoints = self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS))
+        self._chores = [
+            self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
+            self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
+        ]
         try:
             self.url = await self._listen(self.config.listen, App(self._runtime))
             if self.config.ops.listen is not None:
@@ -124,7 +128,8 @@ class Daemon:
         """Close in the order that loses nothing: clients, counting, connections, database."""
         for server in self._servers:
             server.close()
-        self._checkpoints.cancel()
+        for chore in self._chores:
+            chore.cancel()
         await asyncio.gather(*(listener.shutdown(1.0) for listener in self._listeners), return_exceptions=True)
         await self._runtime.settled(SETTLE_SECONDS)
         for upstream in self._runtime.doors.values():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
+from proxyd.flow.claims import key_in, wants_resumable
+from proxyd.rules.idempotency import Verdict
 from proxyd.wire import body, headers
 
 if TYPE_CHECKING:
@@ -14,17 +16,20 @@ if TYPE_CHECKING:
     from proxyd.web.downstream import Downstream
 
 
-async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> None:
-    """Fill in caller, ask and route. Raises ProxyError where the request is refused; nothing is left behind then."""
+async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
+    """Fill in caller, ask and route; say whether to run it, or to listen to another's answer (`ex.broadcast`).
+
+    Raises ProxyError where the request is refused; nothing is left behind then.
+    """
     # Room first: what cannot be served is refused before a byte of its body is read.
     runtime.check_room()
     # Who, before what: nobody unknown makes us read or parse a body.
     ex.caller = authenticate(runtime, down)
     # What.
+    key = key_in(down.headers)
     limits = ex.snapshot.config.limits
     raw = await down.body(limits.body, limits.body_timeout)
-    ex.bytes_in = len(raw)
-    ex.ask = body.parse_ask(ex.endpoint, raw)
+    ex.ask, ex.raw = body.parse_ask(ex.endpoint, raw), raw
     # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
     # where the caller could know it: both lists come from the route table.
     routes = ex.snapshot.routes
@@ -36,6 +41,12 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> None:
     if not routes.allowed(ex.caller, ex.ask.model):
         raise ProxyError("model_not_allowed", f"This key may not use the model {ex.ask.model!r}.", param="model")
     ex.headers = headers.to_upstream(down.headers, stream=ex.ask.stream)
+    # Had it before? The claim comes last, so that no refusal uses up a key.
+    if key is not None:
+        return await runtime.running.enter(ex, key, runtime)
+    if ex.ask.stream and wants_resumable(down.headers):
+        runtime.running.open(ex)
+    return Verdict.RUN
 
 
 def authenticate(runtime: Runtime, down: Downstream) -> Caller:

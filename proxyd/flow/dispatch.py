@@ -180,5 +180,5 @@ def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:
         upstream_model=target.model,
         streamed=ex.ask.stream,
         created_at=runtime.clock.now_us(),
-        bytes_in=ex.bytes_in,
+        bytes_in=len(ex.raw),
     )

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from proxyd.model import LedgerRow, State
 
 if TYPE_CHECKING:
+    import asyncio
+
     from proxyd.config.schema import Model, Upstream
     from proxyd.errors import ProxyError
     from proxyd.flow.answer import Answer
+    from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.health import Health
     from proxyd.flow.runtime import Snapshot
     from proxyd.model import Ask, Caller, Endpoint
+    from proxyd.rules.idempotency import Request
     from proxyd.rules.routes import Route
 
 
@@ -35,7 +39,18 @@ class Exchange:
     route: Route | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     """What is forwarded of the client's own headers."""
-    bytes_in: int = 0
+    raw: bytes = b""
+    """The request's body."""
+    key: str | None = None
+    """The Idempotency-Key that this exchange has claimed."""
+    request: Request | None = None
+    """What the claim is for."""
+    broadcast: Broadcast | None = None
+    """The answer that outlives its client: this exchange's own, or another's that it listens to."""
+    task: asyncio.Future[None] | None = None
+    """Serves the exchange, where it outlives its client."""
+    replayed: bool = False
+    """Answered from a tape: nothing called, nothing billed."""
 
     # set by dispatch
     attempt: int = 0

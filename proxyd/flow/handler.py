@@ -1,6 +1,6 @@
 """The order of one exchange. This page is the road; only it knows which verb follows which.
 
-admit      who asks, for what, and may they            refused here: nothing was sent
+admit      who asks, for what, and may they            refused, joined or replayed here: nothing was sent
 dispatch   which upstream answers; retries live here   until the first event is in hand
 relay      bytes pass                                  from here on there is no second try
 settle     the row on disk, then the answer's end
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 from proxyd.config.schema import OnDisconnect
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import admit
+from proxyd.flow.claims import REPLAYED
 from proxyd.flow.dispatch import dispatch
 from proxyd.flow.exchange import Exchange
 from proxyd.flow.relay import finish, relay, unheard
 from proxyd.flow.settle import settle
+from proxyd.rules.idempotency import Verdict
 from proxyd.wire.faults import error_event
 
 if TYPE_CHECKING:
+    from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.runtime import Runtime
     from proxyd.model import Endpoint
     from proxyd.web.downstream import Downstream
@@ -30,13 +33,35 @@ log = logging.getLogger(__name__)
 
 
 async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None:
-    """Serve one relayed request from its head to its settled row. Raises only cancellation: the client left."""
+    """Serve one relayed request from its head to its end. Raises ProxyError for a refusal, and cancellation: the client left."""
     clock = runtime.clock
     ex = Exchange(down.request_id, endpoint, runtime.snapshot, clock.monotonic(), clock.now_us())  # keeps this snapshot
     runtime.active[ex.request_id] = ex
+    try:
+        verdict = await admit(ex, runtime, down)  # refused here: no upstream ever hears of it
+    except BaseException as error:
+        ex.error = error if isinstance(error, ProxyError) else None
+        ex.client_left = not isinstance(error, Exception)
+        _leave(ex, runtime)
+        raise
+    if ex.broadcast is None:
+        await serve(ex, runtime, down)
+    elif verdict is Verdict.RUN:
+        ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
+        await ex.broadcast.listen(down)
+    else:
+        ex.replayed = True
+        down.request_id = ex.broadcast.request_id  # the same headers as the first time
+        try:
+            await ex.broadcast.listen(down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
+        finally:
+            _leave(ex, runtime)
+
+
+async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) -> None:
+    """Run an admitted exchange. Raises only cancellation: who asked for it is gone."""
     drained = False
     try:
-        await admit(ex, runtime, down)  # refused here: no upstream ever hears of it
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried
         await relay(ex, ex.answer, down)  # from here on there is no second try
         await settle(ex, runtime)  # on disk before the client sees the end
@@ -44,27 +69,36 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
     except ProxyError as error:
         ex.error = error
         await settle(ex, runtime)
-        if down.committed:
-            down.abort(error_event(error))  # a broken answer must look broken
-        else:
-            down.refuse(error)
+        _break(down, error)
     except asyncio.CancelledError:
         ex.client_left = True
-        if ex.row is not None and ex.answer is not None and ex.model.on_disconnect is OnDisconnect.DRAIN:
+        if ex.row is not None and ex.answer is not None and ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None:
             drained = True
             runtime.spawn(unheard(ex, ex.answer, runtime))  # reads on for exact usage, then settles
+        elif ex.broadcast is not None:
+            ex.broadcast.abort(error_event(ProxyError("client_gone", "This stream was stopped.")))
         raise
     except Exception:
         log.exception("exchange failed", extra={"request_id": ex.request_id})
         ex.error = ProxyError("internal", "proxyd failed to serve this request; its log says why.")
-        if down.committed:
-            down.abort(error_event(ex.error))
-        else:
-            down.refuse(ex.error)
+        _break(down, ex.error)
     finally:
         down.steer(None)
         if not drained:
             if ex.answer is not None:
                 ex.answer.close()  # closing is what stops an upstream that still generates
-            settle(ex, runtime)  # once, always, without awaiting
-            del runtime.active[ex.request_id]
+            _leave(ex, runtime)
+
+
+def _break(down: Downstream | Broadcast, error: ProxyError) -> None:
+    """Say an error properly, or break off what has begun: a broken answer must look broken."""
+    if down.committed:
+        down.abort(error_event(error))
+    else:
+        down.refuse(error)
+
+
+def _leave(ex: Exchange, runtime: Runtime) -> None:
+    """Settle once, always, without awaiting; whatever happened."""
+    settle(ex, runtime)
+    runtime.active.pop(ex.request_id, None)

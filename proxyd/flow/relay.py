@@ -15,6 +15,7 @@ from proxyd.wire import headers
 
 if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
+    from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
@@ -23,7 +24,7 @@ STREAM_HEADERS = [(b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no")
 """What keeps caches and nginx from holding a stream back."""
 
 
-async def relay(ex: Exchange, answer: Answer, down: Downstream) -> None:
+async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> None:
     """Pass the answer on, all but its end, which is left in `ex.held`. Raises ProxyError if it breaks or is not whole."""
     watch = Watch(ex, answer, down)
     down.steer(answer)
@@ -47,7 +48,7 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream) -> None:
     ex.bytes_out = down.bytes_out + len(ex.held)
 
 
-def finish(ex: Exchange, down: Downstream) -> None:
+def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
     """Send the end of the answer; the row is on disk."""
     answer = ex.answer
     assert answer is not None  # noqa: S101 - relay has run
@@ -73,14 +74,14 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
         del runtime.active[ex.request_id]
 
 
-def _begin(answer: Answer, down: Downstream, extra: list[tuple[bytes, bytes]]) -> None:
+def _begin(answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
     down.begin(answer.status, headers.to_client(answer.headers) + extra, None, ready)
     answer.push = down.write
 
 
-def _overflow(answer: Answer, down: Downstream, data: bytes) -> None:
+def _overflow(answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:
     """A document larger than the meter holds passes as it comes."""
     answer.ready.append(data)
     _begin(answer, down, [])

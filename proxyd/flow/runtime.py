@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.model import Ending, State
+from proxyd.store.db import StoreError
+from proxyd.wire.tokens import Tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Config, Upstream
+    from proxyd.flow.claims import Running
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.health import Health
     from proxyd.model import Caller, Endpoint, LedgerRow
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from proxyd.rules.routes import RouteTable
     from proxyd.store.ledger import Ledger
     from proxyd.upstream.connection import Call, Sink
-    from proxyd.wire.tokens import Tokenizers
 
     class Door(Protocol):
         """An upstream, reached over HTTP or embedded."""
@@ -57,12 +59,13 @@ class Snapshot:
 class Runtime:
     """What lives as long as the process: the ledger, the upstreams' connections, the running exchanges."""
 
-    def __init__(self, snapshot: Snapshot, clock: Clock, chance: Random, ledger: Ledger, tokenizers: Tokenizers) -> None:
+    def __init__(self, snapshot: Snapshot, clock: Clock, chance: Random, ledger: Ledger, running: Running) -> None:
         self.snapshot = snapshot
         self.clock = clock
         self.chance = chance
         self.ledger = ledger
-        self.tokenizers = tokenizers
+        self.running = running
+        self.tokenizers = Tokenizers()
         self.started_at = clock.now_us()
         self.doors: Mapping[str, Door] = {}
         self.health: Mapping[str, Health] = {}
@@ -131,6 +134,18 @@ class Runtime:
             if rows:
                 self.ledger.checkpoint(rows)
 
+    async def prune(self, interval: float) -> None:
+        """Delete what is past its retention, every so often."""
+        while True:
+            await asyncio.sleep(interval)
+            retain, now = self.snapshot.config.storage.retain, self.clock.now_us()
+            try:
+                await self.running.claims.prune(now)
+                if retain.usage is not None:
+                    await self.ledger.prune(now - int(retain.usage * 1e6))
+            except StoreError as error:
+                log.warning("old rows were not deleted: %s", error)
+
     @staticmethod
     def _progress(ex: Exchange) -> LedgerRow | None:
         row, answer = ex.row, ex.answer
@@ -144,7 +159,7 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
     answer = ex.answer
     status = row.status if row is not None else None
     if status is None:
-        status = ex.error.status if ex.error is not None else 499
+        status = ex.error.status if ex.error is not None else 200 if ex.replayed else 499
     known = (
         {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
     )
@@ -155,13 +170,13 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
         request_id=ex.request_id,
         endpoint=ex.endpoint.value,
         status=status,
-        state=row.state if row is not None else State.FAILED,
+        state=row.state if row is not None else State.DONE if ex.replayed else State.FAILED,
         duration_ms=(now - ex.began) * 1000,
         caller=ex.caller.name if ex.caller is not None else None,
         model=ex.ask.model if ex.ask is not None else None,
         route=ex.route.label if ex.route is not None else None,
         streamed=ex.ask.stream if ex.ask is not None else False,
-        error=row.error if row is not None else (ex.error.code if ex.error is not None else "client_gone"),
+        error=row.error if row is not None else ex.error.code if ex.error is not None else None if ex.replayed else "client_gone",
         attempts=ex.attempt,
         cost_nano=row.cost_nano if row is not None else None,
         currency=row.currency if row is not None else None,

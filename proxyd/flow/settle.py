@@ -27,17 +27,18 @@ WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", 
 class OnDisk:
     """Await it to know that the row is on disk. Being cancelled meanwhile cancels nobody but the waiter."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_future", "claim")
 
     def __init__(self, future: asyncio.Future[None] | None = None) -> None:
         self._future = future
+        self.claim: asyncio.Future[None] | None = None
 
     def __await__(self) -> Generator[object, None, None]:
         """Wait for the commit."""
-        future = self._future
-        if future is not None and not future.done():
-            # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
-            yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
+        for future in (self._future, self.claim):
+            if future is not None and not future.done():
+                # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
+                yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
 
 
 def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
@@ -46,10 +47,11 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
         return OnDisk()
     ex.settled = True
     _leave(ex, ex.error, runtime)
+    claim = runtime.running.finish(ex, runtime)
     row, ex.row = ex.row, None
     if row is None:
         runtime.observe(ex, None)
-        return OnDisk()
+        return OnDisk(claim)
     row.state, row.error = ex.outcome()
     if ex.client_left and not ex.committed:
         row.status = 499
@@ -58,7 +60,9 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
     elif ex.answer is not None and ex.answer.status:
         row.status = ex.answer.status
     row.bytes_out = ex.bytes_out
-    return _close(ex, row, ex.answer, runtime)
+    on_disk = _close(ex, row, ex.answer, runtime)
+    on_disk.claim = claim  # in the same group commit
+    return on_disk
 
 
 def settle_attempt(ex: Exchange, error: ProxyError, runtime: Runtime) -> OnDisk:

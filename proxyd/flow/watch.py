@@ -10,6 +10,7 @@ from proxyd.model import Format
 
 if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
+    from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.exchange import Exchange
     from proxyd.web.downstream import Downstream
 
@@ -20,7 +21,7 @@ PING = b": ping\n\n"
 class Watch:
     """One timer an answer, set for the nearest deadline and set anew when it rings: traffic costs it nothing."""
 
-    def __init__(self, ex: Exchange, answer: Answer, down: Downstream | None) -> None:
+    def __init__(self, ex: Exchange, answer: Answer, down: Downstream | Broadcast | None) -> None:
         assert ex.upstream is not None  # noqa: S101 - dispatch has run
         self._answer = answer
         self._down = down
@@ -79,6 +80,6 @@ class Watch:
         ping = self._next_ping()
         if ping is not None and ping <= now and self._down is not None and self._answer.meter is not None:
             if not self._answer.meter.mid_event and self._answer.paused_since is None:
-                self._down.write(PING)
+                self._down.ping(PING)
             self._pinged_at = now
         self.start()

@@ -47,6 +47,11 @@ _CHECKPOINT = f"UPDATE usage_events SET {', '.join(f'{name} = ?' for name in GRO
 _FORGET = "DELETE FROM usage_events WHERE id = ? AND state = 'open'"
 
 
+_EXPIRED = "DELETE FROM usage_events WHERE id IN (SELECT id FROM usage_events WHERE created_at < ? AND state != 'open' LIMIT ?)"
+PRUNE_ROWS = 500
+"""Rows deleted in one commit: pruning must never make the writer wait."""
+
+
 class Ledger:
     """Writes `usage_events`. `recover` comes first, once; then for each attempt `next_id`, `open`, `settle`."""
 
@@ -111,6 +116,13 @@ class Ledger:
         if now:
             self._db.put("usage_events checkpoint", lambda connection: _update(connection, now), wait=False)
 
+    async def prune(self, before_us: int) -> int:
+        """Delete settled rows from before a moment, a few at a time. Returns how many. Raises StoreError."""
+        deleted = 0
+        while step := await self._db.submit(lambda connection: _prune(connection, before_us)):
+            deleted += step
+        return deleted
+
     async def recover(self, now_us: int) -> int:
         """Close the rows that an earlier run left open as `interrupted`, with what is known of them. Returns how many.
 
@@ -124,6 +136,10 @@ class Ledger:
 
         interrupted, self._last = await self._db.submit(interrupt)
         return interrupted
+
+
+def _prune(connection: sqlite3.Connection, before_us: int) -> int:
+    return connection.execute(_EXPIRED, (before_us, PRUNE_ROWS)).rowcount
 
 
 def _update(connection: sqlite3.Connection, rows: list[tuple[Value, ...]]) -> None:

@@ -13,10 +13,11 @@ from proxyd.errors import ProxyError
 from proxyd.flow import handler
 from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
+from proxyd.web import streams
 from proxyd.web.downstream import Downstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from aiohttp import web
 
@@ -34,8 +35,8 @@ class Row:
 
     method: str
     path: str
-    serve: Callable[[Runtime, Downstream, str], None] | Endpoint
-    """A relayed Endpoint, or a function of (runtime, client's side, argument) that answers at once."""
+    serve: Callable[[Runtime, Downstream, str], Awaitable[None] | None] | Endpoint
+    """A relayed Endpoint, or a function of (runtime, client's side, argument) that answers by itself."""
     about: str
 
 
@@ -77,6 +78,8 @@ ENDPOINTS: tuple[Row, ...] = (
     Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors"),
     Row("GET", "/v1/models", models, "the models that the caller may use"),
     Row("GET", "/v1/models/", model, "one model"),
+    Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events"),
+    Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),
 )
@@ -100,7 +103,9 @@ class App:
             if isinstance(row.serve, Endpoint):
                 await handler.handle(self._runtime, row.serve, down)
             else:
-                row.serve(self._runtime, down, argument)
+                waiting = row.serve(self._runtime, down, argument)
+                if waiting is not None:
+                    await waiting
         except ProxyError as error:
             down.refuse(error)
         return down.sent()

@@ -40,6 +40,7 @@ class Downstream:
         # Request state
         self.method = request.method
         self.headers = request.raw_headers
+        self.query = request.rel_url.query
         # Answer state
         self.committed = False
         self.bytes_out = 0
@@ -133,6 +134,10 @@ class Downstream:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if not self._transport.is_closing():
             self._transport.write(data)
+
+    def ping(self, data: bytes) -> None:
+        """Push bytes that are no part of the answer."""
+        self.write(data)
 
     def finish(self, data: bytes) -> None:
         """Send the last bytes and the end of the message in one write."""

@@ -1,0 +1,263 @@
+"""An answer that outlives its client: it goes onto a tape, and to whoever listens.
+
+To the road it is the client's side, as `Downstream` is. To clients it is what they listen to: from the first event on, or
+from where they left off, each at its own pace. It ends the exchange when nobody has listened for `grace` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxyd.wire.tape import Tape, gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from proxyd.errors import ProxyError
+    from proxyd.flow.answer import Answer
+    from proxyd.web.downstream import Downstream
+
+SLICE = 64 * 1024
+"""Bytes given at once to a listener that catches up."""
+LAG = 256 * 1024
+"""How far a listener may fall behind an overflowed tape before the upstream is paused for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that was said at once: a document, or a refusal."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Broadcast:
+    """One answer for many listeners. The road calls begin, write, finish, reply, refuse or abort; clients call `listen`."""
+
+    def __init__(self, request_id: str, caller: str, tape_limit: int, grace: float) -> None:
+        self.request_id = request_id
+        self.caller = caller
+        self.tape = Tape(tape_limit)
+        self.streamed = False
+        # The answer, as the road's client's side
+        self.committed = False
+        self.bytes_out = 0
+        self.status = 0
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.whole: Whole | None = None
+        self.error: ProxyError | None = None
+        self.ended = False
+        """Nothing more will come."""
+        self.broken = False
+        """It ended without being complete."""
+        # Who listens
+        self.on_begun: Callable[[], None] | None = None
+        self.on_silence: Callable[[], None] | None = None
+        """Called when nobody has listened for `grace` seconds."""
+        self._grace = grace
+        self._timer: asyncio.TimerHandle | None = None
+        self._listeners: set[_Listener] = set()
+        self._answer: Answer | None = None
+        self._held_up = False
+        self._last_words = b""
+
+    # The road's side.
+
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], _length: int | None, data: bytes) -> None:
+        """Take the head and the first bytes."""
+        self.status, self.headers = status, tuple(headers)
+        self.committed = self.streamed = True
+        if self.on_begun is not None:
+            self.on_begun()
+        for listener in self._listeners:
+            listener.begin(self)
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Take bytes of the body, and push them to those who are up to date."""
+        self.bytes_out += len(data)
+        before = self.tape.end
+        self.tape.append(data)
+        for listener in self._listeners:
+            if listener.position == before and not listener.paused:
+                listener.position += len(data)
+                listener.down.write(data)
+        if self.tape.overflowed:
+            self._trim()
+
+    def ping(self, data: bytes) -> None:
+        """Keep those alive who are up to date; this is no part of the answer."""
+        for listener in self._listeners:
+            if listener.position == self.tape.end and not listener.paused:
+                listener.down.ping(data)
+
+    def finish(self, data: bytes) -> None:
+        """Take the end."""
+        self.tape.append(data)
+        self.bytes_out += len(data)
+        self.tape.closed = self.ended = True
+        for listener in list(self._listeners):
+            listener.catch_up(self)
+
+    def reply(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Take an answer that is said at once."""
+        self.whole = Whole(status, tuple(headers), body)
+        self.bytes_out += len(body)
+        self.committed = self.ended = True
+        self._wake()
+
+    def refuse(self, error: ProxyError) -> None:
+        """Take a refusal."""
+        self.error = error
+        self.committed = self.ended = True
+        self._wake()
+
+    def abort(self, data: bytes = b"") -> None:
+        """Take a break: those who listen get these last bytes and a broken transport."""
+        self.ended = self.broken = True
+        self._last_words = data
+        for listener in list(self._listeners):
+            listener.break_off(data)
+
+    def steer(self, answer: Answer | None) -> None:
+        """Know whom to pause when the tape is full and a listener is slow."""
+        self._answer = answer
+
+    # The clients' side.
+
+    async def listen(self, down: Downstream, received: int = 0, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        """Send the answer to one more client, from behind the first `received` events on, until it is over.
+
+        Raises ProxyError stream_gone, or invalid_request for more events than there are; nothing was sent then.
+        """
+        listener = _Listener(down, extra)
+        if self.streamed:
+            if received == 0 and self.tape.start == 0:
+                position = 0
+            elif self.tape.overflowed:
+                raise gone()
+            else:
+                position = self.tape.after(received)
+            listener.position = position
+        self._listeners.add(listener)
+        self._hush()
+        try:
+            if self.streamed:
+                listener.begin(self)
+                listener.catch_up(self)
+                if self.broken:
+                    listener.break_off(self._last_words)
+            down.steer(_Steered(listener, self))
+            while not listener.done and not (self.ended and not self.streamed):
+                await listener.wait()
+            if not self.streamed:
+                self._say_whole(down, extra)
+        finally:
+            down.steer(None)
+            self._listeners.discard(listener)
+            if self.tape.overflowed and not self.ended:
+                self._trim()
+            self._silence()
+
+    def _say_whole(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...]) -> None:
+        if self.whole is not None:
+            down.reply(self.whole.status, [*self.whole.headers, *extra], self.whole.body)
+        elif self.error is not None:
+            down.refuse(self.error)
+        else:
+            down.abort()
+
+    def _silence(self) -> None:
+        """Begin to count, if nobody listens any more."""
+        if not self._listeners and self._timer is None and self.on_silence is not None:
+            # What has outgrown its tape can be given to nobody else: there is nothing to wait for.
+            wait = 0.0 if self.tape.overflowed and not self.ended else self._grace
+            self._timer = asyncio.get_running_loop().call_later(wait, self.on_silence)
+
+    def _hush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wake(self) -> None:
+        for listener in self._listeners:
+            listener.wake()
+
+    def _trim(self) -> None:
+        """Let go of what all listeners of an overflowed tape have had; hold the upstream up for one that lags."""
+        slowest = min((listener.position for listener in self._listeners), default=self.tape.end)
+        self.tape.let_go(slowest)
+        lagging = self.tape.end - slowest > LAG
+        if self._answer is not None and lagging != self._held_up:
+            self._held_up = lagging
+            (self._answer.pause if lagging else self._answer.resume)()
+
+
+class _Listener:
+    """A client that listens, and how far it is."""
+
+    __slots__ = ("_waiter", "done", "down", "extra", "paused", "position")
+
+    def __init__(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.down = down
+        self.extra = extra
+        self.position = 0
+        self.paused = False
+        self.done = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def begin(self, source: Broadcast) -> None:
+        if not self.down.committed:
+            self.down.begin(source.status, [*source.headers, *self.extra], None, b"")
+
+    def catch_up(self, source: Broadcast) -> None:
+        """Send what is on the tape, until the client's buffer is full or all is sent; then, if the answer is over, its end."""
+        while not self.paused and not self.done:
+            data = source.tape.since(self.position, SLICE)
+            self.position += len(data)
+            if source.ended and not source.broken and self.position == source.tape.end:
+                self.down.finish(data)
+                self.done = True
+                self.wake()
+            elif data:
+                self.down.write(data)
+            else:
+                return
+
+    def break_off(self, data: bytes) -> None:
+        self.down.abort(data)
+        self.done = True
+        self.wake()
+
+    async def wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Steered:
+    """What a listener's connection pauses: the listener alone, not the upstream."""
+
+    __slots__ = ("_listener", "_source")
+
+    def __init__(self, listener: _Listener, source: Broadcast) -> None:
+        self._listener = listener
+        self._source = source
+
+    def pause(self) -> None:
+        self._listener.paused = True
+
+    def resume(self) -> None:
+        self._listener.paused = False
+        self._listener.catch_up(self._source)
+        if self._source.tape.overflowed:
+            self._source._trim()  # noqa: SLF001 - one room

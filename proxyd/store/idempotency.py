@@ -1,0 +1,156 @@
+"""Claims on disk: one row under each caller's Idempotency-Key, durable before the upstream hears of the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+
+from proxyd.config.schema import Durability
+from proxyd.store.writer import Upsert
+
+if TYPE_CHECKING:
+    import asyncio
+    import sqlite3
+    from collections.abc import Callable
+
+    from proxyd.store.db import Database
+
+PRUNE_ROWS = 100
+"""Rows deleted in one commit: pruning must never make the writer wait."""
+SIZE_LIMIT = 1 << 30
+"""Bytes of kept answers; beyond it the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that wants to run under a key."""
+
+    caller: str
+    key: str
+    endpoint: str
+    streamed: bool
+    fingerprint: bytes
+    request_id: str
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A row as it stands."""
+
+    caller: str
+    key: str
+    endpoint: str
+    streamed: bool
+    fingerprint: bytes
+    request_id: str
+    attempt: int
+    state: str
+    status: int | None
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes | None
+
+
+_COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body"
+_FIND = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND key = ? AND expires_at > ?"  # noqa: S608 - names of columns
+_BY_ID = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE request_id = ?"  # noqa: S608
+_CLAIM = (
+    "INSERT INTO idempotency_keys (caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, created_at, expires_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key) DO UPDATE SET endpoint = excluded.endpoint, "
+    "streamed = excluded.streamed, fingerprint = excluded.fingerprint, request_id = excluded.request_id, attempt = excluded.attempt, "
+    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, created_at = excluded.created_at, expires_at = excluded.expires_at"
+)
+_BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state = 'running'"
+_FINISH = "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, expires_at = ? WHERE request_id = ?"
+_RECOVER = "UPDATE idempotency_keys SET state = CASE begun WHEN 1 THEN 'broken' ELSE 'failed' END WHERE state = 'running'"
+_EXPIRED = "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM idempotency_keys WHERE expires_at <= ? AND state != 'running' LIMIT ?)"
+_OLDEST = "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM idempotency_keys WHERE state != 'running' ORDER BY expires_at LIMIT ?)"
+_SIZE = "SELECT coalesce(sum(length(body)), 0) FROM idempotency_keys"
+
+
+class Claims:
+    """Reads and writes `idempotency_keys`. `recover` comes first, once."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def take(self, claim: Claim, judge: Callable[[Kept | None], bool]) -> asyncio.Future[tuple[int, Kept | None]]:
+        """Look what stands under the key and, if `judge` says that the claim may run, take it: in one transaction, on disk.
+
+        Done with (attempts so far, None) when taken, or (0, what stands there). Fails with what `judge` raises, or StoreError.
+        """
+
+        def work(connection: sqlite3.Connection) -> tuple[int, Kept | None]:
+            row = connection.execute(_FIND, (claim.caller, claim.key, claim.created_at)).fetchone()
+            standing = None if row is None else _kept(row)
+            if not judge(standing):
+                return 0, standing
+            attempts = standing.attempt if standing is not None else 0
+            connection.execute(
+                _CLAIM,
+                (
+                    *(claim.caller, claim.key, claim.endpoint, int(claim.streamed), claim.fingerprint, claim.request_id),
+                    *(attempts, claim.created_at, claim.expires_at),
+                ),
+            )
+            return attempts, None
+
+        return self._db.submit(work)
+
+    def begun(self, request_id: str) -> None:
+        """Note that a byte of the answer went out. Nobody waits for this: after a crash it tells a broken answer from none."""
+        self._db.put(("idempotency_keys begun", request_id), Upsert(_BEGUN, (request_id,)), wait=False)
+
+    def finish(self, kept: Kept, expires_at: int) -> asyncio.Future[None]:
+        """Write what has become of a claim. Done when on disk (strict), or at once; never fails."""
+        headers = orjson.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in kept.headers]).decode()
+        params = (kept.state, kept.attempt, kept.status, headers, kept.body, expires_at, kept.request_id)
+        return self._db.put(("idempotency_keys", kept.request_id), Upsert(_FINISH, params), wait=self._db.durability is Durability.STRICT)
+
+    async def find(self, caller: str, key: str, now_us: int) -> Kept | None:
+        """What stands under a caller's key, or under a request id (whoever it belongs to: the asker must check)."""
+
+        def work(connection: sqlite3.Connection) -> Kept | None:
+            row = connection.execute(_FIND, (caller, key, now_us)).fetchone() or connection.execute(_BY_ID, (key,)).fetchone()
+            return None if row is None else _kept(row)
+
+        return await self._db.read(work)
+
+    async def recover(self) -> None:
+        """Close the claims that an earlier run left running, so that none stays stuck. Once, at start. Raises StoreError."""
+        await self._db.submit(lambda connection: connection.execute(_RECOVER).rowcount)
+
+    async def prune(self, now_us: int) -> int:
+        """Delete what has expired, a few rows at a time; then the oldest, while more than SIZE_LIMIT is kept. Returns the size kept."""
+        while await self._db.submit(lambda connection: connection.execute(_EXPIRED, (now_us, PRUNE_ROWS)).rowcount) == PRUNE_ROWS:
+            pass
+        while (size := await self._db.read(_size)) > SIZE_LIMIT:
+            if not await self._db.submit(lambda connection: connection.execute(_OLDEST, (PRUNE_ROWS,)).rowcount):
+                break
+        return size
+
+
+def _size(connection: sqlite3.Connection) -> int:
+    size: int = connection.execute(_SIZE).fetchone()[0]
+    return size
+
+
+def _kept(row: tuple[object, ...]) -> Kept:
+    caller, key, endpoint, streamed, print_, request_id, attempt, state, status, headers, body = row
+    listed = orjson.loads(headers) if isinstance(headers, str) else []
+    return Kept(
+        str(caller),
+        str(key),
+        str(endpoint),
+        bool(streamed),
+        bytes(print_),  # type: ignore[call-overload]  # a BLOB
+        str(request_id),
+        int(attempt),  # type: ignore[call-overload]  # an INTEGER
+        str(state),
+        status if isinstance(status, int) else None,
+        tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in listed),
+        body if isinstance(body, bytes) else None,
+    )

@@ -1,0 +1,91 @@
+"""The tape: what has been sent of an answer, kept so that it can be sent again from any event on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.model import Format
+from proxyd.wire.sse import NDJSON, SSE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxyd.wire.sse import Frame
+
+
+class Tape:
+    """Bytes of an answer, at most `limit` of them. Positions count from the answer's first byte, whatever was let go."""
+
+    __slots__ = ("_bytes", "closed", "format", "limit", "overflowed", "start")
+
+    def __init__(self, limit: int, form: Format = Format.SSE) -> None:
+        self._bytes = bytearray()
+        self.limit = limit
+        self.format = form
+        self.start = 0
+        """Position of the first byte that is still here."""
+        self.closed = False
+        """Nothing more will come; a last event without its blank line counts then."""
+        self.overflowed = False
+        """More came than may be kept: nothing can be sent again from the beginning."""
+
+    @property
+    def end(self) -> int:
+        """Position behind the last byte."""
+        return self.start + len(self._bytes)
+
+    def append(self, data: bytes) -> None:
+        """Take what is being sent."""
+        self._bytes += data
+        if len(self._bytes) > self.limit:
+            self.overflowed = True
+
+    def let_go(self, position: int) -> None:
+        """Forget what lies before a position; only an overflowed tape does."""
+        if position > self.start:
+            del self._bytes[: position - self.start]
+            self.start = position
+
+    def since(self, position: int, most: int) -> bytes:
+        """At most so many bytes from a position on."""
+        begin = position - self.start
+        return bytes(self._bytes[begin : begin + most])
+
+    def whole(self) -> bytes:
+        """Everything, from the answer's first byte on. Raises ProxyError stream_gone if the tape has overflowed."""
+        if self.overflowed:
+            raise gone()
+        return bytes(self._bytes)
+
+    def after(self, events: int) -> int:
+        """The position behind the first so many events. Raises ProxyError stream_gone, or invalid_request beyond the end.
+
+        Events are what a client counts: those with data, `[DONE]` included, comments not; for NDJSON, lines.
+        """
+        if self.overflowed:
+            raise gone()
+        if events == 0:
+            return 0
+        seen = position = 0
+        for frame in self._frames():
+            position += frame.size
+            seen += frame.data is not None
+            if seen == events:
+                return position
+        raise ProxyError("invalid_request", f"`received` is {events}, but this stream has only {seen} events so far.", param="received")
+
+    def events(self) -> int:
+        """How many events are on it; of an overflowed tape, those that are still here."""
+        return sum(frame.data is not None for frame in self._frames())
+
+    def _frames(self) -> Iterator[Frame]:
+        framing = NDJSON(self.limit) if self.format is Format.NDJSON else SSE(self.limit)
+        yield from framing.feed(bytes(self._bytes))
+        if self.closed and (last := framing.end()) is not None:
+            yield last
+
+
+def gone() -> ProxyError:
+    """The answer is longer than its tape."""
+    return ProxyError("stream_gone", "This answer is longer than what is kept (resume.tape); it cannot be sent again.")
