@@ -108,7 +108,7 @@ def decode(payload: bytes | bytearray) -> object:
     try:
         return orjson.loads(payload)
     except ValueError:
-        if len(payload) > _LENIENT_LIMIT or payload.lstrip()[:1] not in (b"{", b"["):
+        if len(payload) > _LENIENT_LIMIT or payload.lstrip()[:1] not in (b"{", b"[", b'"'):
             return None
     try:
         return json.loads(payload.decode("utf-8", "replace"))
