@@ -59,7 +59,7 @@ def parse_address(text: str) -> Address:
         raise ValueError("has a port above 65535")
     if host.startswith("[") and host.endswith("]"):
         inner = host[1:-1]
-        if not isinstance(_ip(inner), ipaddress.IPv6Address):
+        if ":" not in inner or _ip(inner) is None:
             raise ValueError("has no IPv6 address between its brackets")
         return Address(inner, int(port))
     if ":" in host:
