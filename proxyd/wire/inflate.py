@@ -14,35 +14,34 @@ _SLICE = 1 << 16
 _MEMBERS = 64
 
 _AUTO = zlib.MAX_WBITS | 32  # gzip or zlib, by the header
+_GZIP = b"\x1f\x8b"
 _RAW = -zlib.MAX_WBITS
 
 
 class Inflater:
     """Incremental decoder of one body. After `failed` nothing more comes out."""
 
-    __slots__ = ("_coding", "_decoder", "_members", "_started", "failed")
+    __slots__ = ("_decoder", "_head", "_members", "failed")
 
-    def __init__(self, coding: str) -> None:
-        self._coding = coding
+    def __init__(self) -> None:
         self._decoder = zlib.decompressobj(_AUTO)
-        self._started = False
+        self._head: bytes | None = b""
         self._members = 1
         self.failed = False
         """The input was damaged, or swelled beyond all measure."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """What `data` decodes to, in slices; at most 1 MiB + 64 times its size."""
+        """Decode `data`, into slices; at most 1 MiB + 64 times its size comes out."""
+        if self._head is not None:
+            data = self._begin(self._head + data)
         out: list[bytes] = []
         room = _BURST + _RATIO * len(data)
         while data and not self.failed:
             try:
                 piece = self._decoder.decompress(data, _SLICE)
             except zlib.error:
-                if not self._headless():
-                    self.failed = True
-                    break
-                continue
-            self._started = True
+                self.failed = True
+                break
             room -= len(piece)
             if room < 0:
                 self.failed = True
@@ -54,18 +53,21 @@ class Inflater:
                 data = self._next_member()
         return out
 
-    def _headless(self) -> bool:
-        """`deflate` means zlib's format, but some servers send it without its header: try that, once, at the start."""
-        if self._started or self._coding != "deflate":
-            return False
-        self._started = True
-        self._decoder = zlib.decompressobj(_RAW)
-        return True
+    def _begin(self, head: bytes) -> bytes:
+        """Tell the format by its first two bytes: `deflate` means zlib's, but some servers leave its header out."""
+        if len(head) < 2:
+            self._head = head
+            return b""
+        self._head = None
+        zlib_header = head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(head[:2], "big") % 31 == 0  # RFC 1950, 2.2
+        if not zlib_header and not head.startswith(_GZIP):
+            self._decoder = zlib.decompressobj(_RAW)
+        return head
 
     def _next_member(self) -> bytes:
         """A gzip body may have several members (RFC 1952, 2.2). Anything else after the end is padding."""
         rest = self._decoder.unused_data
-        if not rest.startswith(b"\x1f") or self._members >= _MEMBERS:
+        if not rest.startswith(_GZIP[:1]) or self._members >= _MEMBERS:
             return b""
         self._members += 1
         self._decoder = zlib.decompressobj(_AUTO)

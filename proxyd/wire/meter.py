@@ -111,7 +111,7 @@ class Meter:
         self._answer = Answer(embeds=embeds, text_limit=self.limits.text)
         coding = self.content_encoding.strip().lower()
         if coding in CODINGS:
-            self._inflater = Inflater(coding)
+            self._inflater = Inflater()
         elif coding not in ("", "identity"):
             self.unread = self._opaque = True
         framing = _FRAMINGS.get(self.format)

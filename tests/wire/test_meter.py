@@ -1,0 +1,536 @@
+"""The meter against the wire corpus and against hostile input: bytes in, bytes out, and the ten facts."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import pathlib
+import zlib
+from dataclasses import asdict, dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxyd.model import Format, Reading, Usage
+from proxyd.wire.meter import Limits, Meter, format_of
+from proxyd.wire.sse import SSE
+
+CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
+COUNTERS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+
+
+@dataclass(frozen=True)
+class Case:
+    body: bytes
+    expected: dict
+    context: dict
+
+    def meter(self, **more) -> Meter:
+        response = self.context["response"]
+        return Meter(
+            Format(self.context["format"]),
+            status=response["status"],
+            content_encoding=response["headers"].get("content-encoding", "identity"),
+            endpoint=self.context["endpoint"],
+            **more,
+        )
+
+    @property
+    def clean(self) -> bool:
+        return self.context["transport_end"] == "clean"
+
+
+@functools.cache
+def load(name: str) -> Case:
+    sidecar = json.loads((CORPUS / f"{name}.json").read_text())
+    context = sidecar.pop("context")
+    sidecar.pop("case")
+    return Case((CORPUS / f"{name}.body").read_bytes(), sidecar, context)
+
+
+CASES = sorted(path.stem for path in CORPUS.glob("*.body"))
+STREAMS = [name for name in CASES if load(name).context["format"] != "json"]
+
+
+def run(meter: Meter, pieces: list[bytes], *, clean: bool) -> tuple[bytes, bytes]:
+    """What left by itself, and what was held."""
+    left = b"".join(meter.feed(piece) for piece in pieces)
+    left += meter.end(clean)
+    return left, meter.take_held()
+
+
+def facts(reading: Reading) -> dict:
+    """A reading in the sidecars' shape."""
+    got = asdict(reading)
+    usage = got.pop("usage") or asdict(Usage())
+    got.update(usage)
+    for member in ("finish_reasons", "text_by_choice"):
+        got[member] = {str(index): value for index, value in got[member].items()}
+    return got
+
+
+def dropped(case: Case) -> bytes:
+    """What a cut leaves of the body: whole events only."""
+    ends = [case.body.rfind(b"\n\n") + 2] if case.context["format"] == "sse" else [case.body.rfind(b"\n") + 1]
+    return case.body[: 0 if case.context["format"] == "json" else ends[0]]
+
+
+def check(case: Case, pieces: list[bytes]) -> None:
+    meter = case.meter()
+    left, held = run(meter, pieces, clean=case.clean)
+    assert facts(meter.read()) == case.expected
+    assert left + held == (case.body if case.clean else dropped(case))
+
+
+def test_the_corpus_is_whole():
+    """All 115 cases are here."""
+    assert len(CASES) == 115
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_whole_body_reads_as_its_sidecar_says(name):
+    check(load(name), [load(name).body])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_body_byte_by_byte_reads_the_same(name):
+    body = load(name).body
+    check(load(name), [body[i : i + 1] for i in range(len(body))])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_body_cut_at_any_offset_reads_the_same(name):
+    case = load(name)
+    for offset in range(len(case.body) + 1):
+        check(case, [case.body[:offset], case.body[offset:]])
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_body_in_random_pieces_reads_the_same(data):
+    case = load(data.draw(st.sampled_from(CASES)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(case.body)), max_size=20)))
+    check(case, [case.body[a:b] for a, b in zip([0, *cuts], [*cuts, len(case.body)], strict=True)])
+
+
+# ---------------------------------------------------------------------- what leaves, and when
+
+
+def chunk(content: str = "Hi", **more) -> bytes:
+    doc = {"model": "m", "choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}], **more}
+    return b"data: " + json.dumps(doc).encode() + b"\n\n"
+
+
+USAGE = b'data: {"model":"m","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def cuts_of(stream: bytes):
+    yield [stream]
+    yield [stream[i : i + 1] for i in range(len(stream))]
+    for offset in range(1, len(stream)):
+        yield [stream[:offset], stream[offset:]]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("extra", [b"", b"\n"])
+def test_the_usage_event_that_we_asked_for_is_cut_out_and_nothing_else(end, extra):
+    """With its blank lines, for any line end, however the stream is cut; and its numbers are read all the same."""
+    before, usage, after = chunk(), USAGE + extra, DONE
+    stream = [part.replace(b"\n", end) for part in (before, usage, after)]
+    for pieces in cuts_of(b"".join(stream)):
+        meter = Meter(Format.SSE, strip_usage=True)
+        left, held = run(meter, pieces, clean=True)
+        assert (left, held) == (stream[0], stream[2])
+        assert meter.read().usage == Usage(5, 2, 7)
+        assert meter.events == 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        USAGE.replace(b'"choices":[]', b'"choices":[{"index":0,"delta":{}}]'),
+        USAGE.replace(b'"choices":[]', b'"choices":[],"moderation":{"input":{}}'),
+        USAGE.replace(b'"choices":[]', b'"choices":[],"prompt_filter_results":[{}]'),
+        USAGE.replace(b'"choices":[]', b'"choices":[],"error":{"message":"x"}'),
+        b'data: {"choices":[],"usage":null}\n\n',
+        b'data: {"choices":[]}\n\n',
+        b'data: {"usage":{"prompt_tokens":5}}\n\n',
+    ],
+)
+def test_an_event_that_holds_more_than_usage_or_none_stays(event):
+    for pieces in cuts_of(chunk() + event):
+        assert run(Meter(Format.SSE, strip_usage=True), pieces, clean=True) == (chunk() + event, b"")
+
+
+def test_a_usage_event_that_lacks_its_blank_line_at_a_clean_end_is_cut_out_too():
+    meter = Meter(Format.SSE, strip_usage=True)
+    assert run(meter, [chunk(), USAGE[:-2]], clean=True) == (chunk(), b"")
+    assert meter.read().usage == Usage(5, 2, 7)
+
+
+def test_a_chunk_of_whole_events_passes_as_the_same_object():
+    """No copy is made on the hot path, nor for a chunk in any other framing that ends with its event."""
+    for end in (b"\n", b"\r\n"):
+        meter = Meter(Format.SSE)
+        for event in (b": hello\n\n".replace(b"\n", end), chunk().replace(b"\n", end), (chunk() + chunk()).replace(b"\n", end)):
+            assert meter.feed(event) is event
+        assert (meter.events, meter.begun, meter.mid_event) == (3, True, False)
+
+
+def test_half_an_event_waits_for_its_other_half():
+    meter = Meter(Format.SSE)
+    event = chunk()
+    assert meter.feed(event + event[:10]) == event
+    assert not meter.mid_event
+    assert meter.feed(event[10:]) == event
+
+
+TERMINALS = {
+    "data: [DONE]": DONE,
+    "Responses": b'event: response.completed\ndata: {"type":"response.completed","response":{"status":"completed"}}\n\n',
+    "Anthropic": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    "transcription": b'data: {"type":"transcript.text.done","text":"x"}\n\n',
+    "TGI": b'data:{"token":{"text":"x"},"generated_text":"x","details":{"finish_reason":"length"}}\n\n',
+}
+
+
+@pytest.mark.parametrize("terminal", TERMINALS.values(), ids=TERMINALS)
+def test_from_the_terminal_event_on_all_is_held(terminal):
+    stream = chunk() + terminal + b": later\n\n"
+    for pieces in cuts_of(stream):
+        meter = Meter(Format.SSE)
+        left = b"".join(meter.feed(piece) for piece in pieces)
+        assert (left, meter.ended) == (chunk(), True)
+        assert meter.end(clean=True) == b""
+        assert meter.take_held() == terminal + b": later\n\n"
+        assert meter.take_held() == b""
+
+
+def test_the_done_line_of_ndjson_is_held():
+    lines = [b'{"response":"a","done":false}\n', b'{"response":"","done":true}\n']
+    meter = Meter(Format.NDJSON, endpoint="/api/generate")
+    assert meter.feed(b"".join(lines)) == lines[0]
+    assert meter.ended
+    assert meter.take_held() == lines[1]
+
+
+def test_a_cut_drops_the_unfinished_event_and_keeps_the_terminal_one():
+    meter = Meter(Format.SSE)
+    assert run(meter, [chunk(), chunk()[:-1]], clean=False) == (chunk(), b"")
+    assert not meter.read().complete
+    meter = Meter(Format.SSE)
+    assert run(meter, [chunk(), DONE, chunk()[:-1]], clean=False) == (chunk(), DONE)
+    assert meter.read().complete
+
+
+def test_an_event_larger_than_the_carry_passes_as_it_comes_and_is_read():
+    event = chunk("x" * 1000)
+    meter = Meter(Format.SSE, limits=Limits(carry=100))
+    assert meter.feed(event[:100]) == b""
+    assert meter.feed(event[100:101]) == event[:101]
+    assert meter.mid_event
+    assert meter.feed(event[101:]) == event[101:]
+    assert not meter.mid_event
+    assert meter.read().text_by_choice == {0: "x" * 1000}
+
+
+def test_the_end_of_a_terminal_event_larger_than_the_carry_is_held():
+    """Its head has left, but the client cannot take it for whole."""
+    terminal = b'data: {"type":"response.completed","response":{"status":"completed","x":"' + b"x" * 500 + b'"}}\n\n'
+    for pieces in cuts_of(terminal):
+        meter = Meter(Format.SSE, limits=Limits(carry=100))
+        left, held = run(meter, pieces, clean=True)
+        assert left + held == terminal
+        assert held
+        assert meter.read().complete
+
+
+def test_a_body_is_held_whole_and_dropped_when_cut():
+    body = b'\n{"choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"stop"}]}'
+    for pieces in cuts_of(body):
+        meter = Meter(Format.JSON)
+        assert run(meter, pieces, clean=True) == (b"", body)
+        assert meter.read().complete
+        meter = Meter(Format.JSON)
+        assert run(meter, pieces[:-1] or [b"{"], clean=False) == (b"", b"")
+        assert not meter.read().complete
+
+
+def test_a_body_has_begun_with_its_first_byte_that_is_not_blank():
+    meter = Meter(Format.JSON)
+    begun = []
+    for piece in (b"", b"\n\n", b" ", b"{", b"}"):
+        meter.feed(piece)
+        begun.append(meter.begun)
+    assert begun == [False, False, False, True, True]
+
+
+def test_a_body_past_the_limit_passes_unread():
+    meter = Meter(Format.JSON, limits=Limits(body=100))
+    assert meter.feed(b"[" + b" " * 99) == b""
+    assert meter.feed(b" ") == b"[" + b" " * 100
+    assert meter.feed(b"]") == b"]"
+    assert run(meter, [], clean=True) == (b"", b"")
+    assert (meter.unread, meter.mid_event, meter.read().complete) == (True, True, False)
+
+
+def test_a_large_body_is_read_without_decoding_its_vectors():
+    """A member that is not needed may even hold what no parser would take."""
+    vectors = b"[" + b"0.125," * 30_000 + b'"\\ud800"]'
+    body = b'{"object":"list","data":' + vectors + b',"model":"e","usage":{"prompt_tokens":4,"total_tokens":4}}'
+    meter = Meter(Format.JSON, endpoint="/v1/embeddings")
+    run(meter, [body], clean=True)
+    assert (meter.read().usage, meter.read().model, meter.read().complete) == (Usage(4, 0, 4), "e", True)
+
+
+# ---------------------------------------------------------------------- coded answers
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "raw deflate", "two members"])
+def test_coded_streams_pass_unchanged_and_are_read(coding):
+    plain = chunk() + USAGE + DONE
+    coded = {
+        "gzip": gzip.compress(plain),
+        "deflate": zlib.compress(plain),
+        "raw deflate": zlib.compress(plain)[2:-4],
+        "two members": gzip.compress(plain[:50]) + gzip.compress(plain[50:]),
+    }[coding]
+    encoding = "deflate" if "deflate" in coding else "gzip"
+    for pieces in cuts_of(coded):
+        meter = Meter(Format.SSE, content_encoding=encoding, strip_usage=True)
+        left, held = run(meter, pieces, clean=True)
+        assert left + held == coded
+        assert (meter.read().usage, meter.events, meter.ended) == (Usage(5, 2, 7), 3, True)
+        assert held
+
+
+def test_a_coded_body_is_read_from_a_copy():
+    body = gzip.compress(b'{"model":"m","choices":[],"usage":{"prompt_tokens":5}}')
+    for pieces in cuts_of(body):
+        meter = Meter(Format.JSON, content_encoding="GZIP")
+        assert run(meter, pieces, clean=True) == (b"", body)
+        assert (meter.read().model, meter.read().complete) == ("m", True)
+
+
+def test_an_unknown_coding_passes_unread():
+    meter = Meter(Format.SSE, content_encoding="br")
+    assert meter.feed(b"\x0b\x02") == b"\x0b\x02"
+    assert (meter.unread, meter.begun, meter.mid_event) == (True, True, True)
+    meter = Meter(Format.JSON, content_encoding="br")
+    assert run(meter, [b"\x0b\x02"], clean=True) == (b"", b"\x0b\x02")
+
+
+def test_a_bomb_passes_unread():
+    """64 MiB of nothing in 64 KiB: decoding stops early, the bytes go on."""
+    bomb = gzip.compress(b"\x00" * (64 << 20))
+    for format_ in Format:
+        meter = Meter(format_, content_encoding="gzip")
+        left, held = run(meter, [bomb, b"more"], clean=True)
+        assert left + held == bomb + b"more"
+        assert meter.unread
+
+
+# ---------------------------------------------------------------------- what was generated
+
+
+def produced(name: str) -> str:
+    case = load(name)
+    meter = case.meter()
+    run(meter, [case.body], clean=case.clean)
+    return meter.produced()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("openai-chat-usage", "Lighthouses mark the edge of safe water."),
+        ("openai-chat-refusal", "I'm sorry, I can't help with that."),
+        ("openai-chat-tool-calls", 'get_tide{"port":"Brest"}get_wind{"port":"Brest", "unit":"kn"}'),
+        ("deepseek-reasoner", "Let's see.Obsidian is glass."),
+        ("vllm-chat-reasoning", "Two plus two... four.It is 4."),
+        ("json-llamacpp-chat", "hmIron rusts"),
+        ("json-openai-chat-n2-tools", 'tide{"h":3}noteraw textWait.'),
+        ("json-anthropic", "xTin cans."),
+        ("json-responses", "Clay dries. Then cracks."),
+        ("responses-stream-function-call", 'get_tide{"port":"Brest"}'),
+        ("anthropic-stream-thinking-tool", 'Need the tide.get_tide{"port": "Brest"}Checking.'),
+        ("ollama-chat", "Brief one.Chalk erodes."),
+        ("ollama-chat-tool", 'get_tide{"port":"Brest","h":3}'),
+        ("audio-transcription-stream", "The tide turned."),
+        ("tgi-generate-stream", "Kelp sways"),
+    ],
+)
+def test_all_that_is_billed_is_produced(name, text):
+    """Reasoning, refusals and tool calls too, each once."""
+    assert produced(name) == text
+
+
+def test_reasoning_under_two_names_counts_once():
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"","reasoning":"Hm.","reasoning_content":"Hm."}}]}\n\n'
+    meter = Meter(Format.SSE)
+    run(meter, [event, event], clean=True)
+    assert meter.produced() == "Hm.Hm."
+
+
+def test_text_is_kept_up_to_its_bound_and_the_rest_is_counted():
+    meter = Meter(Format.SSE, limits=Limits(text=10))
+    run(meter, [chunk("x" * 6)] * 4, clean=True)
+    assert (meter.produced(), meter.text_lost) == ("x" * 10, 14)
+
+
+def test_surrogate_halves_in_two_events_become_one_character():
+    """As gateways in JavaScript cut text; alone they become a replacement character. Both are text that UTF-8 can hold."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}\n\n'
+    meter = Meter(Format.SSE)
+    run(meter, [event, event.replace(b"ud83d", b"ude80"), event, chunk("x")], clean=True)
+    assert meter.produced() == "\U0001f680\ufffdx"
+
+
+# ---------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "message" in load(name).context["extra"].get("error", {})])
+def test_the_upstreams_own_error_is_told(name):
+    case = load(name)
+    meter = case.meter()
+    for i in range(len(case.body)):
+        meter.feed(case.body[i : i + 1])
+    meter.end(case.clean)
+    error = case.context["extra"]["error"]
+    told = meter.last_error
+    assert told is not None
+    assert told.message == error["message"]
+    assert told.code == ("" if error.get("code") is None else str(error["code"]))
+    assert error.get("type") in (None, told.type)
+
+
+def test_an_error_is_known_as_soon_as_its_event_is_whole():
+    meter = Meter(Format.SSE)
+    assert not meter.had_error
+    meter.feed(b'data: {"error":{"message":"no"}}\n\n')
+    assert (meter.had_error, meter.begun) == (True, True)
+    assert Meter(Format.JSON, status=500).had_error
+
+
+# ---------------------------------------------------------------------- hostile input
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[" * 200_000,
+        b'{"choices":' * 100_000,
+        b'{"choices":[{"index":' + b"9" * 10_000 + b"}]}",
+        b'{"usage":{"prompt_tokens":1e999,"completion_tokens":NaN,"total_tokens":-1}}',
+        b'{"choices":[{"index":-5,"delta":{"content":"x"},"finish_reason":7}],"model":["m"]}',
+        b'{"choices":[{"index":99999999999999999999,"delta":{"content":"x"}}]}',
+        b'{"choices":[{"index":0,"delta":{"content":"\xff\xfe"}}]}',
+        b'{"choices":{"0":1},"usage":[1],"error":{"message":{"a":1}},"model":""}',
+        b'{"type":["error"],"object":{},"done":"yes","token":{"text":5}}',
+        b'{"type":"message_start","message":7,"usage":{"input_tokens":"x"}}',
+        b'{"choices":[null,1,"x",[],{}],"timings":{"prompt_n":"x"},"x_groq":3}',
+        b"\x00\x01\x02",
+        b'"' + b"\\u0000" * 1000,
+    ],
+)
+@pytest.mark.parametrize("format_", Format)
+def test_hostile_documents_pass_and_never_raise(payload, format_):
+    frame = {Format.SSE: b"data: " + payload + b"\n\n", Format.NDJSON: payload + b"\n", Format.JSON: payload}[format_]
+    meter = Meter(format_)
+    left, held = run(meter, [frame[: len(frame) // 2], frame[len(frame) // 2 :], frame], clean=True)
+    assert left + held == frame * 2
+    json.dumps(facts(meter.read()))
+    meter.produced().encode()
+
+
+@st.composite
+def mutations(draw):
+    """A body of the corpus with stretches of it doubled, dropped or overwritten."""
+    case = load(draw(st.sampled_from(CASES)))
+    body = bytearray(case.body)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, max(len(body) - 1, 0)))
+        end = start + draw(st.integers(0, 40))
+        junk = draw(st.binary(max_size=8) | st.sampled_from([b"\r", b"\n\n", b'"', b"null", b"[DONE]", b"{}", b"\xef\xbb\xbf", b"data: "]))
+        body[start:end] = junk + (bytes(body[start:end]) if draw(st.booleans()) else b"")
+    return case, bytes(body)
+
+
+@given(mutations(), st.lists(st.integers(0, 5000), max_size=6), st.booleans())
+@settings(max_examples=600, deadline=None)
+def test_a_damaged_stream_reads_the_same_however_it_is_cut(mutated, cuts, clean):
+    """And loses no byte but an unfinished event at a cut."""
+    case, body = mutated
+    whole, pieced = case.meter(), case.meter()
+    left, held = run(whole, [body], clean=clean)
+    offsets = sorted(min(cut, len(body)) for cut in cuts)
+    pieces = [body[a:b] for a, b in zip([0, *offsets], [*offsets, len(body)], strict=True)]
+    again, kept = run(pieced, pieces, clean=clean)
+    assert body.startswith(left + held)
+    assert again + kept == left + held
+    assert facts(pieced.read()) == facts(whole.read())
+    assert (pieced.produced(), pieced.events, pieced.ended) == (whole.produced(), whole.events, whole.ended)
+    if clean:
+        assert left + held == body
+    pieced.produced().encode()
+
+
+@given(
+    st.lists(st.binary(max_size=80), max_size=6),
+    st.sampled_from(Format),
+    st.sampled_from(["identity", "gzip", "deflate", "br"]),
+    st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_at_all_pass(pieces, format_, coding, clean):
+    meter = Meter(format_, content_encoding=coding, limits=Limits(carry=32, body=64, text=8))
+    left, held = run(meter, pieces, clean=clean)
+    assert b"".join(pieces).startswith(left + held)
+    if clean:
+        assert left + held == b"".join(pieces)
+    meter.read()
+
+
+def test_work_is_linear_in_a_large_event_fed_byte_by_byte(monkeypatch):
+    """Told by what is looked at, not by a clock: the framer sees each byte once, and the carry is never copied anew."""
+    seen = 0
+    feed = SSE.feed
+
+    def counting(self, data):
+        nonlocal seen
+        seen += len(data)
+        return feed(self, data)
+
+    monkeypatch.setattr(SSE, "feed", counting)
+    event = chunk("x" * 200_000)
+    meter = Meter(Format.SSE)
+    left = b"".join([meter.feed(event[i : i + 1]) for i in range(len(event))])
+    assert left == event
+    assert seen == len(event)
+    assert meter.read().text_by_choice == {0: "x" * 200_000}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "streamed", "head", "expected"),
+    [
+        ("text/event-stream; charset=utf-8", True, b"", Format.SSE),
+        ("Text/Event-Stream", False, b"{", Format.SSE),
+        ("application/x-ndjson", True, b"", Format.NDJSON),
+        ("application/json", False, b"data: x", Format.JSON),
+        ("application/json", True, b"data: {", Format.SSE),
+        ("application/json", True, b"\xef\xbb\xbfdata: {", Format.SSE),
+        ("application/json", True, b"\n: ping\n", Format.SSE),
+        ("application/json", True, b'{"error":', Format.JSON),
+        ("application/json", True, b"", Format.JSON),
+        (None, True, b"", Format.SSE),
+        ("text/plain", True, b"event: x", Format.SSE),
+        ("text/plain", True, b"Bad gateway", Format.JSON),
+        (None, False, b"", Format.JSON),
+        ("text/html", True, b"", Format.JSON),
+    ],
+)
+def test_the_framing_is_told_by_the_type_and_in_doubt_by_the_bytes(content_type, streamed, head, expected):
+    assert format_of(content_type, streamed=streamed, head=head) is expected
