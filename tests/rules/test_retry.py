@@ -124,7 +124,13 @@ def test_a_wait_too_long_is_told_to_the_client_instead() -> None:
     assert step(plan(A), failed(A, "upstream_overloaded", status=429, retry_after=30.0), now=10.0) == GiveUp("wait", 20.0)
 
 
+def test_a_wait_of_the_longest_that_is_bearable_is_waited_for() -> None:
+    limited = failed(A, "upstream_overloaded", status=429, retry_after=LONGEST_WAIT)
+    assert step(plan(A), limited, chance=0.0) == Try(A, wait=LONGEST_WAIT, spends=True)
+
+
 def test_nothing_begins_after_the_deadline() -> None:
+    assert step(plan(A, attempts=1, deadline=5.0), failed(A, "upstream_stale"), now=4.5) == Try(A, fresh=True)
     limited = failed(A, "upstream_overloaded", status=429, retry_after=5.0)
     assert step(plan(A, deadline=5.0), limited, chance=0.0) == GiveUp("wait", 5.0)
     assert isinstance(step(plan(A, deadline=5.1), limited, chance=0.0), Try)
@@ -151,6 +157,12 @@ def test_a_second_dead_connection_is_a_failure_like_others() -> None:
     assert step(plan(A, B, attempts=2), stale, stale) == Try(B)
     assert step(plan(A, B, attempts=1), stale, stale) == GiveUp("attempts")
     assert step(plan(A, B, attempts=3, on=(429,)), stale, stale) == GiveUp("final")
+
+
+def test_each_upstream_has_its_own_dead_connection_forgiven() -> None:
+    stale_a, stale_b = failed(A, "upstream_stale"), failed(B, "upstream_stale")
+    assert step(plan(A, B, attempts=2), stale_a, failed(A), stale_b) == Try(B, fresh=True)
+    assert step(plan(A, B, attempts=2), stale_a, failed(A), stale_b, failed(B)) == GiveUp("attempts")
 
 
 def test_an_upstream_that_rests_is_passed_over() -> None:
@@ -223,6 +235,11 @@ def test_small_traffic_has_a_few_retries_a_second_and_savings_are_bounded() -> N
     assert not may_retry(Budget(level=0.0), 0.05)
     full = deposit(Budget(), 1e6)
     assert full.level == retry.MOST
+    late = Budget(level=0.0, stamp=100.0)
+    assert not may_retry(late, 100.05)
+    assert not may_retry(late, 90.0)
+    assert withdraw(Budget(level=3.0, stamp=100.0), 100.0) == Budget(2.0, 100.0)
+    assert withdraw(Budget(level=3.0, stamp=100.0), 100.5) == Budget(7.0, 100.5)
 
 
 @given(st.lists(st.tuples(st.floats(-1, 5), st.booleans()), max_size=50))
