@@ -134,7 +134,7 @@ def fill_usage(usage: chat_pb2.Usage, report: Any, *, full: bool) -> None:
                 _put(usage, field, count_of(details.get(name)))
     if full and usage_json(usage) != report:
         plain_usage = usage_json(chat_pb2.Usage(extra_json="{}"), usage)
-        usage.extra_json = orjson.dumps({name: value for name, value in report.items() if plain_usage.get(name) != value}).decode()
+        usage.extra_json = orjson.dumps({name: value for name, value in report.items() if plain_usage.get(name, ...) != value}).decode()
 
 
 def _put(usage: chat_pb2.Usage, field: str, count: int | None) -> None:
