@@ -363,15 +363,35 @@ class Database:
     # ---- the connection
 
     async def _connect(self, *, first: bool) -> None:
-        """Open the file for writing, on a thread of its own."""
+        """Open the file for writing, on a thread of its own. Raises StoreError, sqlite3.Error; then the thread has ended.
+
+        Being cancelled waits until the file is open or refused, or the thread would go on alone with the lock.
+        """
+        opening = asyncio.create_task(self._opened(first=first))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.gather(opening, return_exceptions=True)
+            raise
+
+    async def _opened(self, *, first: bool) -> None:
+        errors: list[Exception] = []
 
         def connect() -> sqlite3.Connection:
-            if first:
-                self._lock = take(self.path)
-            self._writer = open_writer(self.path, self.tuning.busy, first=first)
+            try:
+                if first:
+                    self._lock = take(self.path)
+                self._writer = open_writer(self.path, self.tuning.busy, first=first)
+            except (StoreError, sqlite3.Error, OSError) as error:
+                # aiosqlite does not wait for its thread after a connector that raises; it does when it closes.
+                errors.append(error)
+                return sqlite3.connect(":memory:")
             return self._writer
 
         self._connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        if errors:
+            await self._disconnect()
+            raise errors[0]
 
     async def _disconnect(self) -> None:
         """End the connection and its thread, whatever state they are in."""
