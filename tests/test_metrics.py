@@ -366,6 +366,18 @@ def test_promtool_accepts_the_alerts() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    filled = [
+        query.replace("$__rate_interval", "5m").replace("$__range", "6h").replace("$instance", ".*")
+        for query in queries(dashboard()["panels"])
+    ]
+    records = [{"record": f"query:{n}", "expr": query} for n, query in enumerate(filled)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": records}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_no_fault_with_the_metrics() -> None:
     done = subprocess.run(["promtool", "check", "metrics"], input=busy().render(), capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
