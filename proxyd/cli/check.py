@@ -72,7 +72,7 @@ def _json(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warning
         "mistakes": [_fields(mistake) for mistake in mistakes],
         "warnings": [_fields(warning) for warning in warnings],
     }
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json.dumps(document, indent=2))
 
 
 def _github(mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:

@@ -35,18 +35,19 @@ def add_format(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS
 def show(columns: Sequence[Column], rows: Iterable[Mapping[str, object]], form: str, out: TextIO | None = None) -> None:
     """Print `rows` as one of FORMATS to `out` (default: standard output). None is `-` in a table, null in JSON, empty in CSV.
 
-    JSON is one array of objects with the keys of `columns`, in their order. Raises ValueError for another format.
+    JSON is one array of objects with the keys of `columns`, in their order. In a table and in CSV control characters are
+    written out: both land on terminals, and Python's csv leaves a lone carriage return unquoted. Raises ValueError for another format.
     """
     out = sys.stdout if out is None else out
     if form == "table":
         _table(columns, list(rows), out)
     elif form == "json":
         documents = [{column.key: row.get(column.key) for column in columns} for row in rows]
-        out.write(json.dumps(documents, ensure_ascii=False, indent=2) + "\n")
+        out.write(json.dumps(documents, indent=2) + "\n")
     elif form == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([column.key for column in columns])
-        writer.writerows([row.get(column.key) for column in columns] for row in rows)
+        writer.writerows([_cell(row.get(column.key)) for column in columns] for row in rows)
     else:
         raise ValueError(f"no such format: {form}")
 
@@ -68,6 +69,10 @@ def plain(value: object) -> str:
         return "-"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _cell(value: object) -> object:
+    return plain(value) if isinstance(value, str) else value
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]], out: TextIO) -> None:

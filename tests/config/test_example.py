@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from proxyd.config.units import NOTHING
-from proxyd.config import units
 from proxyd.config.load import examine_file, load_file
 from proxyd.config.shape import Shape, shape_of_config
+from proxyd.config.units import NOTHING
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.yaml"
 ENVIRON = {"OPENAI_API_KEY": "a", "AZURE_API_KEY": "b", "LAPTOP_KEY": "c"}
