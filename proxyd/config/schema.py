@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
-from proxyd.config.units import YEAR
+from proxyd.config.units import LONGEST
 
 TEST_KEY = "test-key"  # known to everybody, on purpose
 """The one API key, of the caller `test`, that `environment: test` has when the file names none."""
@@ -23,7 +23,7 @@ def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bo
     return Meta(description=text, extra={"boot": boot, "unit": unit, "secret": secret})
 
 
-Seconds = Annotated[float, Meta(gt=0, le=YEAR)]
+Seconds = Annotated[float, Meta(gt=0, le=LONGEST)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31)]
 
 
@@ -195,7 +195,7 @@ class Streams(_Section, frozen=True):
 
     ping: Annotated[Seconds | None, _about("silence before a keep-alive comment; off for none", unit="duration")] = 15.0
     drain: Annotated[
-        float, _about("how long running streams may finish at SIGTERM; 0 stops at once", unit="duration"), Meta(ge=0, le=YEAR)
+        float, _about("how long running streams may finish at SIGTERM; 0 stops at once", unit="duration"), Meta(ge=0, le=LONGEST)
     ] = 30.0
 
 

@@ -7,7 +7,8 @@ import re
 NOTHING = ("none", "off", "forever")
 """The words for None, where a field has it."""
 
-YEAR = 365 * 86400.0
+LONGEST = 10 * 365 * 86400.0
+"""Seconds that a duration may be; ten years, for what is kept."""
 DURATION = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)?"
 SIZE = r"[0-9]+(?:\.[0-9]+)?(?:B|[kK]B|[MG]B|[KMG]iB)?"
 
@@ -24,13 +25,13 @@ _OTHER_NUMBER = re.compile(
 
 
 def duration(text: str) -> float:
-    """Read `30s 500ms 5m 2h 1d` or a bare number of seconds, up to a year. Raises ValueError with what to write instead."""
+    """Read `30s 500ms 5m 2h 1d` or a bare number of seconds, up to LONGEST. Raises ValueError with what to write instead."""
     if not re.fullmatch(DURATION, text) or len(text) > 20:
         raise ValueError("is not a duration; write 30s, 500ms, 5m, 2h or 1d")
     number = text.rstrip("msdh")
     seconds = float(number) * _SECONDS[text[len(number) :]]
-    if seconds > YEAR:
-        raise ValueError("is longer than a year")
+    if seconds > LONGEST:
+        raise ValueError("is longer than ten years")
     return seconds
 
 

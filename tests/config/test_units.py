@@ -19,7 +19,7 @@ def test_a_duration_is_read_in_seconds(text, seconds):
     assert units.duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "1S", "1w", "1e3", ".5s", "1.s", "inf", "366d", "9" * 30, "1s\n", "٣s"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "1S", "1w", "1e3", ".5s", "1.s", "inf", "3651d", "9" * 30, "1s\n", "٣s"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match=r"^is "):
         units.duration(text)
