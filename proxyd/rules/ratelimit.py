@@ -94,8 +94,9 @@ def request(levels: Mapping[str, Level], limits: Mapping[str, Limits], tokens: i
     refusals = []
     for scope, allowed in limits.items():
         level = decayed(levels.get(scope, FRESH), allowed, now)
-        refusals += [Refused(scope, reason, wait) for reason, wait in _refusals(level, allowed, tokens)]
-        after[scope] = replace(level, requests=level.requests + MINUTE, held=level.held + tokens, running=level.running + 1)
+        for reason, wait in _refusals(level, allowed, tokens):
+            refusals.append(Refused(scope, reason, wait))
+        after[scope] = Level(level.requests + MINUTE, level.tokens, level.stamp, level.held + tokens, level.running + 1)
     if refusals:  # the longest wait, as the others are over by then; never is the longest of all
         return max(refusals, key=lambda refused: float("inf") if refused.retry_after is None else refused.retry_after)
     return Granted(after)
@@ -130,7 +131,7 @@ def decayed(level: Level, limits: Limits, now: float) -> Level:
         return level
     requests = 0 if limits.rpm is None else max(0, level.requests - limits.rpm * passed)
     tokens = 0 if limits.tpm is None else max(0, level.tokens - limits.tpm * passed)
-    return replace(level, requests=requests, tokens=tokens, stamp=stamp)
+    return Level(requests, tokens, stamp, level.held, level.running)
 
 
 def idle(level: Level, limits: Limits, now: float) -> bool:

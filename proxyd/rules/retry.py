@@ -98,7 +98,7 @@ def next_step(plan: Plan, history: Sequence[Attempt], facts: Mapping[str, Facts]
 def _choose(plan: Plan, history: Sequence[Attempt], facts: Mapping[str, Facts], now: float, chance: float) -> Try | GiveUp:
     refused: set[str] = set()
     rests: list[float] = []
-    for target in sorted(plan.targets, key=lambda target: _tried(history, target)):
+    for target in sorted(plan.targets, key=lambda target: _tried(history, target)) if history else plan.targets:
         known = facts.get(target.upstream, UNKNOWN)
         failures = [attempt for attempt in history if attempt.target.upstream == target.upstream]
         if any(_never_again(attempt.error) for attempt in failures):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXPLORE = 0.05
 """Share of `lowest_latency` requests that begin elsewhere, so that what was slow once is measured again."""
-SUGGEST_AMONG = 500
+SUGGEST_AMONG = 200
 """Names compared for a suggestion, and its longest name: a wrong name must not cost more than a right one."""
 SUGGEST_LENGTH = 96
 

@@ -17,12 +17,14 @@ from proxyd import __version__
 from proxyd.errors import ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     Headers = Iterable[tuple[bytes, bytes]]
 
 MAX_VALUE = 1024
 """Bytes of a value that is passed on; a longer one is left out."""
+MAX_ID = 256
+"""Bytes of an upstream's id of an exchange; a longer one is left out."""
 MAX_STAINLESS = 32
 """How many x-stainless-* fields of an SDK are passed on."""
 MAX_RETRY_AFTER = 3600.0
@@ -49,8 +51,7 @@ _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 
 _AGENT = f"proxyd/{__version__}".encode()
 _STAINLESS = re.compile(rb"x-stainless-[a-z0-9][a-z0-9-]{0,63}")
-# RFC 9110 5.5 without obs-text, which no field here needs; no blank at either end.
-_VALUE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
+_VISIBLE = bytes([9, *range(32, 127)])
 # W3C Trace Context 3.2.2; version ff and ids of zeros alone are invalid. A higher version may have more after a dash.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[\x21-\x7e]*)?")
 # RFC 9110 8.3.1: type/subtype and parameters, tokens or quoted strings.
@@ -72,18 +73,22 @@ def to_upstream(client: Headers, *, stream: bool) -> list[tuple[bytes, bytes]]:
     """
     chosen: dict[bytes, bytes] = {}
     stainless = 0
-    passing, hidden = _by_name(client)
-    for name, values in passing.items():
-        if name in hidden:
+    for name, values in _passing(client, _TO_UPSTREAM, b"x-stainless-").items():
+        if name in _LISTS:
+            value = b", ".join(values)
+        elif name == b"traceparent" and len(values) > 1:
+            continue
+        else:
+            value = values[0]
+        if not _fit(value):
             continue
         if name in _TO_UPSTREAM:
-            value = b", ".join(values) if name in _LISTS else values[0]
-            if _fit(value) and (name != b"traceparent" or len(values) == 1):
-                chosen[_TO_UPSTREAM[name]] = value
-        elif stainless < MAX_STAINLESS and _STAINLESS.fullmatch(name) and _fit(values[0]):
+            chosen[_TO_UPSTREAM[name]] = value
+        elif stainless < MAX_STAINLESS and _STAINLESS.fullmatch(name):
             stainless += 1
-            chosen[name] = values[0]
-    if not _TRACEPARENT.fullmatch(chosen.get(b"traceparent", b"")):  # without a parent the state means nothing (3.3)
+            chosen[name] = value
+    # Without a parent the state means nothing (W3C Trace Context 3.3).
+    if not _TRACEPARENT.fullmatch(chosen.get(b"traceparent", b"")):
         chosen.pop(b"traceparent", None)
         chosen.pop(b"tracestate", None)
     chosen.setdefault(b"User-Agent", _AGENT)
@@ -97,21 +102,20 @@ def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
     Its rate limits are not told, as they are those of an account that callers share; `Retry-After` goes by way of
     `parse_retry_after`. Framing, Date, X-Request-Id and the rest are the sender's own.
     """
-    passing, hidden = _by_name(upstream)
+    passing = _passing(upstream, _TO_CLIENT)
     chosen = []
-    for name, values in passing.items():
-        if name in _TO_CLIENT and name not in hidden and _fit(values[0]):
-            if name == b"content-type" and not _MEDIA_TYPE.fullmatch(values[0]):
-                continue
-            chosen.append((_TO_CLIENT[name], values[0]))
-    if own_id := _request_id(passing):
+    for name, canonical in _TO_CLIENT.items():
+        value = passing.get(name, (b"",))[0]
+        if _fit(value) and (name != b"content-type" or _MEDIA_TYPE.fullmatch(value)):
+            chosen.append((canonical, value))
+    if own_id := _request_id(upstream):
         chosen.append((b"Upstream-Request-Id", own_id))
     return chosen
 
 
 def upstream_request_id(upstream: Headers) -> str | None:
     """Find the upstream's own id of the exchange, for the ledger; None where it sent none that is fit to be kept."""
-    own_id = _request_id(_by_name(upstream)[0])
+    own_id = _request_id(upstream)
     return None if own_id is None else own_id.decode("ascii")
 
 
@@ -149,23 +153,31 @@ def credential(client: Headers) -> bytes | None:
     return found
 
 
-def _by_name(headers: Headers) -> tuple[dict[bytes, list[bytes]], set[bytes]]:
-    """Group the values by lower-cased name, and list the names that `Connection` keeps to this hop."""
-    values: dict[bytes, list[bytes]] = {}
+def _passing(headers: Headers, table: Collection[bytes], prefix: bytes = b"\n") -> dict[bytes, list[bytes]]:
+    """Collect the values of the fields in a table, or of a prefix, by lower-cased name; not those that `Connection` names."""
+    passing: dict[bytes, list[bytes]] = {}
+    hidden: set[bytes] = set()
     for name, value in headers:
-        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
-    hidden = {option.strip(b" \t").lower() for line in values.get(b"connection", ()) for option in line.split(b",")}
-    return values, hidden
+        lower = name.lower()
+        if lower in table or lower.startswith(prefix):
+            passing.setdefault(lower, []).append(value.strip(b" \t"))
+        elif lower == b"connection":
+            hidden.update(option.strip(b" \t").lower() for option in value.split(b","))
+    for name in hidden & passing.keys():
+        del passing[name]
+    return passing
 
 
 def _fit(value: bytes) -> bool:
-    return len(value) <= MAX_VALUE and _VALUE.fullmatch(value) is not None
+    """Whether a stripped value can stand in a field: RFC 9110 5.5 without obs-text, which no field here needs."""
+    return 0 < len(value) <= MAX_VALUE and not value.translate(None, _VISIBLE)
 
 
-def _request_id(values: dict[bytes, list[bytes]]) -> bytes | None:
+def _request_id(upstream: Headers) -> bytes | None:
+    passing = _passing(upstream, _REQUEST_ID)
     for name in _REQUEST_ID:
-        own_id = values.get(name, [b""])[0]
-        if _fit(own_id) and len(own_id) <= 256:
+        own_id = passing.get(name, (b"",))[0]
+        if len(own_id) <= MAX_ID and _fit(own_id):
             return own_id
     return None
 
