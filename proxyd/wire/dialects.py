@@ -160,11 +160,11 @@ def _choices(answer: Answer, doc: Doc, choices: list[object]) -> Mark:
         choice = answer.choice(place if index is None else index)
         answer.finish(choice, got.get("finish_reason"))
         answer.report(usage_of(got.get("usage")))  # Moonshot
-        answer.write(choice, got.get("text"))
         for member in ("delta", "message"):
             message = got.get(member)
             if isinstance(message, dict):
                 _message(answer, choice, message)
+        answer.write(choice, got.get("text"))
     report = usage_of(doc.get("usage"))
     answer.report(report)
     if isinstance(timings, dict):

@@ -37,10 +37,12 @@ class Inflater:
         out: list[bytes] = []
         room = _BURST + _RATIO * len(data)
         while data and not self.failed:
+            before = self._decoder.copy()
             try:
                 piece = self._decoder.decompress(data, _SLICE)
             except zlib.error:
                 self.failed = True
+                out += _salvage(before, data)
                 break
             room -= len(piece)
             if room < 0:
@@ -72,3 +74,14 @@ class Inflater:
         self._members += 1
         self._decoder = zlib.decompressobj(_AUTO)
         return rest
+
+
+def _salvage(decoder: zlib._Decompress, data: bytes) -> list[bytes]:
+    """Decode up to the damage byte by byte, since a call that fails keeps nothing. Less than a slice comes out."""
+    out: list[bytes] = []
+    for at in range(len(data)):
+        try:
+            out.append(decoder.decompress(data[at : at + 1]))
+        except zlib.error:
+            break
+    return out

@@ -51,6 +51,16 @@ def test_a_bomb_is_given_up_early(coder):
     assert inflater.feed(coded) == []
 
 
+@given(st.lists(st.integers(0, 200), max_size=5))
+def test_what_comes_before_damage_comes_out_however_it_is_cut(cuts):
+    coder = zlib.compressobj(wbits=31)
+    coded = coder.compress(b"first") + coder.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 9
+    offsets = [0, *sorted(min(cut, len(coded)) for cut in cuts), len(coded)]
+    inflater = Inflater()
+    assert b"".join(piece for a, b in itertools.pairwise(offsets) for piece in inflater.feed(coded[a:b])) == b"first"
+    assert inflater.failed
+
+
 @given(st.binary(max_size=200))
 def test_damage_ends_it_and_never_raises(junk):
     Inflater().feed(gzip.compress(b"some text")[:15] + junk)

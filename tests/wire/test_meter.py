@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import pathlib
+import re
 import zlib
 from dataclasses import asdict, dataclass
 
@@ -100,6 +101,13 @@ def test_a_body_byte_by_byte_reads_the_same(name):
     check(load(name), [body[i : i + 1] for i in range(len(body))])
 
 
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_body_event_by_event_reads_the_same(name):
+    """As upstreams send it, and as the hot path takes it."""
+    ends = re.split(rb"(?<=\n\n)" if load(name).context["format"] == "sse" else rb"(?<=\n)", load(name).body)
+    check(load(name), ends)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_body_cut_at_any_offset_reads_the_same(name):
     case = load(name)
@@ -146,6 +154,31 @@ def test_the_usage_event_that_we_asked_for_is_cut_out_and_nothing_else(end, extr
         assert (left, held) == (stream[0], stream[2])
         assert meter.read().usage == Usage(5, 2, 7)
         assert meter.events == 2
+
+
+def test_event_by_event_the_usage_event_is_cut_out_and_the_rest_held():
+    """On the hot path too: blank lines that come later share the fate of the event, and so does all after the end."""
+    meter = Meter(Format.SSE, strip_usage=True)
+    sent = [chunk(), chunk(), USAGE, b"\n", chunk("x"), DONE, chunk("y"), b"\n"]
+    assert [meter.feed(piece) for piece in sent] == [chunk(), chunk(), b"", b"", chunk("x"), b"", b"", b""]
+    assert meter.end(clean=True) == b""
+    assert meter.take_held() == DONE + chunk("y") + b"\n"
+    assert meter.events == 5
+
+
+def test_several_events_in_a_chunk_are_parted_where_they_must_be():
+    meter = Meter(Format.SSE, strip_usage=True)
+    meter.feed(b": hello\n\n")
+    assert meter.feed(chunk() + USAGE + chunk() + DONE + chunk()) == chunk() + chunk()
+    assert meter.take_held() == DONE + chunk()
+    assert meter.events == 4
+
+
+def test_a_usage_event_of_which_a_part_has_left_is_not_cut_in_two():
+    for pieces in cuts_of(chunk() + USAGE + DONE):
+        meter = Meter(Format.SSE, strip_usage=True, limits=Limits(carry=20))
+        left, held = run(meter, pieces, clean=True)
+        assert (left, held) in ((chunk() + USAGE, DONE), (chunk(), DONE))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +240,17 @@ def test_from_the_terminal_event_on_all_is_held(terminal):
         assert meter.end(clean=True) == b""
         assert meter.take_held() == terminal + b": later\n\n"
         assert meter.take_held() == b""
+
+
+def test_done_proves_nothing_in_a_protocol_that_has_its_own_ending():
+    """Some gateways put [DONE] behind anything."""
+    for event in (b'data: {"type":"response.created","response":{}}\n\n', b'data: {"type":"message_start","message":{}}\n\n'):
+        meter = Meter(Format.SSE)
+        assert run(meter, [event, DONE], clean=True) == (event, DONE)
+        assert not meter.read().complete
+    meter = Meter(Format.SSE)
+    run(meter, [chunk(), DONE], clean=False)
+    assert meter.read().complete
 
 
 def test_the_done_line_of_ndjson_is_held():
