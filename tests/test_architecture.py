@@ -90,16 +90,15 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("parameters", "upstream/echo.py: EchoUpstream.call"): "as Door.call, which it is",
     ("parameters", "wire/faults.py: _own"): "what an upstream said, beside what we make of it; for one file",
     ("purity", "wire/tokens.py: imports threading"): "a lock: counting runs on worker threads, and a vocabulary is loaded once",
-    ("tasks", "flow/runtime.py: Runtime.spawn makes a task"): "the supervisor",
-    ("tasks", "store/db.py: Database.open makes a task"): "the one writer; close() waits for it, and its failure is told by it",
-    ("blanket", "flow/handler.py: handle catches everything"): "a bug of ours is the client's 500, and logged",
-    ("blanket", "cli/__init__.py: main catches everything"): "commands end with a line on stderr, not with a traceback",
-    ("blanket", "store/writer.py: Writer._operate catches everything"): "one bad operation must not fail its whole batch",
-    ("blanket", "wire/tokens.py: Tokenizers._count_all catches everything"): "a panic in Rust has no class of its own to catch",
-    ("blanket", "log.py: _LineHandler.emit catches everything"): "a bad log call must not break what it tells of",
-    ("blanket", "log.py: _told catches everything"): "a broken __str__ of somebody else's",
+    ("tasks", "flow/runtime.py: makes tasks"): "the supervisor",
+    ("tasks", "store/db.py: makes tasks"): "the one writer; close() waits for it, and its failure is told by it",
+    ("blanket", "flow/handler.py: catches everything"): "a bug of ours is the client's 500, and logged",
+    ("blanket", "cli/__init__.py: catches everything"): "commands end with a line on stderr, not with a traceback",
+    ("blanket", "store/writer.py: catches everything"): "one bad operation must not fail its whole batch",
+    ("blanket", "wire/tokens.py: catches everything"): "a panic in Rust has no class of its own to catch",
+    ("blanket", "log.py: catches everything"): "a bad log call, or somebody else's broken __str__, must not break what it tells of",
 }
-"""(rule, "file: what") → why it may be. `what` is a function or a name, without line numbers."""
+"""(rule, "file: what") → why it may be. As the rule words it, which is without line numbers."""
 
 
 @dataclass(frozen=True)
@@ -299,26 +298,16 @@ def _changes(function: ast.AST) -> Iterator[str]:
 
 def tasks(module: Module) -> Iterator[str]:
     """Background tasks live under one supervisor."""
-    for name, function in functions(module.tree):
-        if any(called(node) in TASK_MAKERS for node in _own(function)):
-            yield f"{name} makes a task"
+    if any(called(node) in TASK_MAKERS for node in ast.walk(module.tree)):
+        yield "makes tasks"
 
 
 def blanket(module: Module) -> Iterator[str]:
     """`except Exception` occurs in few files, each for a reason."""
-    for name, function in functions(module.tree):
-        for node in _own(function):
-            everything = isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in BLANKET)
-            if everything and not isinstance(node.body[-1], ast.Raise):  # one that tidies up lets it go on
-                yield f"{name} catches everything"
-
-
-def _own(function: ast.AST) -> Iterator[ast.AST]:
-    """All nodes of a function but those of functions inside it."""
-    for node in ast.iter_child_nodes(function):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-            yield from _own(node)
+    for node in ast.walk(module.tree):
+        everything = isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in BLANKET)
+        if everything and not isinstance(node.body[-1], ast.Raise):  # one that tidies up lets it go on
+            yield "catches everything"
 
 
 def length(module: Module) -> Iterator[str]:
