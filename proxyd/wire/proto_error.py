@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from proxyd.errors import ProxyError
 
 
-def error_message(error: ProxyError, *, in_stream: bool = False) -> chat_pb2.Error:
-    """Write an error; inside a stream with its HTTP status, which elsewhere the answer itself has.
+def error_message(error: ProxyError, *, with_status: bool = False) -> chat_pb2.Error:
+    """Write an error; `with_status` inside streams and Connect errors: elsewhere the answer itself has the HTTP status.
 
     An upstream's own error body keeps its words and codes: they are read from `error.document()`.
     """
@@ -25,7 +25,7 @@ def error_message(error: ProxyError, *, in_stream: bool = False) -> chat_pb2.Err
         type=_word(said.get("type")) or error.type,
         param=_word(said.get("param")) or error.param or "",
     )
-    if in_stream:
+    if with_status:
         message.status = error.status
     if error.retry_after is not None:
         message.retry_after_ms = min(max(round(error.retry_after * 1000), 0), 2**32 - 1)

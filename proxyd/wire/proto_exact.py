@@ -37,8 +37,13 @@ class Exact:
         waiting, self._waiting = self._waiting, b""
         return [waiting] if waiting else []
 
-    def feed(self, event: bytes, document: dict[str, Any], delivery: Delivery, handle: bytes) -> tuple[list[bytes], bool]:
-        """Take one event; returns the messages that are due, and whether one waits."""
+    def feed(
+        self, event: bytes, document: dict[str, Any], delivery: Delivery, handle: bytes, *, verbatim: bool
+    ) -> tuple[list[bytes], bool]:
+        """Take one event; returns the messages that are due, and whether one waits.
+
+        `verbatim`: the document is not quite what the event said, so only the event itself can tell.
+        """
         self.plain = False
         document.pop("obfuscation", None)
         if self._waiting and (merged := self._merge(document)):
@@ -54,7 +59,7 @@ class Exact:
         facets = [read_choice(choice, delivery) for choice in choices] or [Facets()]
         usage = usage_field(document, full=True)
         frames = [_frame(one, usage if one is facets[-1] else b"", start if one is facets[0] else None) for one in facets]
-        if len(frames) > 1:
+        if verbatim or len(frames) > 1:
             return [*bodies, *self._verbatim(event, frames)], False
         before = self.state
         frame = self._said(frames[0], document)
@@ -111,8 +116,7 @@ class Exact:
         return merged
 
     def _verbatim(self, event: bytes, frames: list[bytes]) -> list[bytes]:
-        many = b',"frames":%d' % len(frames) if len(frames) > 1 else b""
-        out = [frames[0] + field(14, b'{"event":%b%b}' % (event, many)), *(frame or b"\x72\x02{}" for frame in frames[1:])]
+        out = [frames[0] + field(14, verbatim(event, len(frames))), *(frame or b"\x72\x02{}" for frame in frames[1:])]
         for frame in out:
             self.state.feed(frame)
         return out
@@ -123,3 +127,8 @@ def _frame(facets: Facets, usage: bytes, start: chat_pb2.StreamStart | None) -> 
     held.add(facets)
     held.extra = {}
     return held.encode(facets.index, start=start.SerializeToString() if start is not None else b"", usage=usage)
+
+
+def verbatim(event: bytes, frames: int = 1) -> bytes:
+    """Write the `extra_json` that holds an event as it is, for a frame and those after it."""
+    return orjson.dumps({"event": event.decode(), "frames": frames} if frames > 1 else {"event": event.decode()})

@@ -9,7 +9,7 @@ starts; what a frame's fields do not say, its `extra_json` does:
     {"shape": {"delta": {…}, "drop": {"chunk": […], "choice": […], "delta": […]}, "inside": bool, "reasoning": name}}
                                    members that deltas have from here on where the frame says nothing; members that are
                                    not there any more; usage comes inside the last event, not after it; what reasoning is called
-    {"event": {…}, "frames": n}    the event itself, for this frame and the n - 1 that follow
+    {"event": "{…}", "frames": n}  the event's text itself, for this frame and the n - 1 that follow
 
 The encoder carries one of these along and compares, so what it rebuilds is right by construction.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import orjson
 
 from proxyd.errors import ProxyError
@@ -29,7 +28,6 @@ from proxyd.wire.proto_scan import parse
 
 OPENING: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
 """What the delta of a choice's first event has, as OpenAI sends it."""
-_RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Rebuilder:
@@ -67,7 +65,7 @@ class Rebuilder:
                 self._about(frame)
                 self.opened.add(frame.index)
                 self.skip = extra.get("frames", 1) - 1
-                return [bytes(_RAWS.decode(frame.extra_json)["event"])]
+                return [extra["event"].encode()]
             return [orjson.dumps(event) for event in self.events(frame, extra)]
         except (TypeError, AttributeError, KeyError, ValueError, RecursionError):  # extra_json that is no encoder's work
             raise ProxyError("invalid_request", "A frame's extra_json cannot be read.") from None

@@ -16,16 +16,14 @@ the same packet shares its frame; a timer set to `deadline` does that by itself.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from proxyd.wire import faults, proto_error
 from proxyd.wire._pb import chat_pb2
 from proxyd.wire.proto_chunk import Facets, Held, about, field, read_choice, usage_field
-from proxyd.wire.proto_exact import Exact
+from proxyd.wire.proto_exact import Exact, verbatim
 from proxyd.wire.proto_frames import delimited, varint
+from proxyd.wire.proto_halves import Halves
 from proxyd.wire.usage import fault_of
 
 if TYPE_CHECKING:
@@ -53,6 +51,7 @@ class ChunkEncoder:
         "_exact",
         "_finished",
         "_frame",
+        "_halves",
         "_held",
         "_opened",
         "_start",
@@ -85,6 +84,7 @@ class ChunkEncoder:
         self._held: dict[int, Held] = {}
         self._opened: set[int] = set()
         self._finished = False
+        self._halves = Halves()
         self._usage = b""
         self._start = chat_pb2.StreamStart(handle=handle)
         self._about: dict[str, Any] = {}
@@ -98,19 +98,16 @@ class ChunkEncoder:
         if self.ended:
             return []
         if event == b"[DONE]":
-            self.ended = True
-            return self.flush()
-        try:
-            document = orjson.loads(event)
-        except orjson.JSONDecodeError:
-            document = lenient(event)
+            return self.end()
+        document, mended = self._halves.read(event)
         fault = fault_of(document)
         if fault is not None:
-            return self._fail(proto_error.error_message(faults.in_band(fault, None), in_stream=True), event)
+            return self._fail(proto_error.error_message(faults.in_band(fault, None), with_status=True), event)
         if not isinstance(document, dict):
             return []
-        self._template = None
-        return self._exactly(event, document, now) if self._exact else self._take(event, document, now)
+        if self._delivery.full:
+            self._template = None  # what the event says beside its text may be news now
+        return self._exactly(event, document, now, mended=mended) if self._exact else self._take(event, document, now)
 
     def tick(self, now: float) -> list[bytes]:
         """Give what is due by now."""
@@ -121,6 +118,7 @@ class ChunkEncoder:
     def end(self) -> list[bytes]:
         """Give all that is held: the upstream's body is over, and no `[DONE]` came. No finish is made up for it."""
         self.ended = True
+        self._template = None
         return self.flush()
 
     def flush(self) -> list[bytes]:
@@ -144,7 +142,7 @@ class ChunkEncoder:
 
     def fail(self, error: ProxyError) -> list[bytes]:
         """End the stream with an error: what was held, then the error's frame."""
-        return self._fail(proto_error.error_message(error, in_stream=True), b"")
+        return self._fail(proto_error.error_message(error, with_status=True), b"")
 
     def keepalive(self) -> bytes:
         """Give an empty frame: one byte, that tells both sides that the line is open. It counts like any other."""
@@ -283,11 +281,11 @@ class ChunkEncoder:
 
     # -- exactly
 
-    def _exactly(self, event: bytes, document: dict[str, Any], now: float) -> list[bytes]:
+    def _exactly(self, event: bytes, document: dict[str, Any], now: float, *, mended: bool) -> list[bytes]:
         exact = self._exact
         if exact is None:
             return []
-        bodies, waits = exact.feed(event, document, self._delivery, self._take_handle())
+        bodies, waits = exact.feed(event, document, self._delivery, self._take_handle(), verbatim=mended)
         self.deadline = now if waits else None
         choices = document.get("choices")
         if exact.plain and isinstance(choices, list) and len(choices) == 1:
@@ -310,11 +308,10 @@ class ChunkEncoder:
     def _fail(self, error: chat_pb2.Error, event: bytes) -> list[bytes]:
         if self.ended:
             return []
-        self.ended = True
-        frames = self.flush()
+        frames = self.end()
         body = field(8, error.SerializeToString())
         if self._exact is not None and event:
-            body += field(14, b'{"event":%b}' % event)
+            body += field(14, verbatim(event))
         return [*frames, self._pack(body)]
 
     def _pack(self, body: bytes) -> bytes:
@@ -335,18 +332,3 @@ def padded(body: bytes, multiple: int, frame: Callable[[bytes], bytes]) -> bytes
                 return whole_padded
         target += multiple
     return whole
-
-
-def lenient(event: bytes) -> Any:
-    """Read JSON that has half a surrogate pair escaped, which strict readers refuse; None if it is not JSON at all."""
-    try:
-        return json.loads(event, object_hook=_mended)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _mended(members: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
-        for name, value in members.items()
-    }

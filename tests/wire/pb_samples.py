@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
+from proxyd.errors import ProxyError
 from proxyd.wire.proto_frames import FrameReader
-from proxyd.wire.proto_stream import ChunkEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxyd.wire.proto_stream import ChunkEncoder
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "pb_samples"
 CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
@@ -57,3 +63,12 @@ def without_nulls(item):
             name: without_nulls(value) for name, value in item.items() if value is not None and value != [] and name != "stream_options"
         }
     return [without_nulls(value) for value in item] if isinstance(item, list) else item
+
+
+def status_of(act: Callable[..., object], *args: object) -> int:
+    """200 if it can be done, else the status of the refusal; any other exception is a failure."""
+    try:
+        act(*args)
+    except ProxyError as error:
+        return error.status
+    return 200

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxyd.errors import ProxyError
 from proxyd.wire import proto, proto_ask
-from tests.wire.pb_samples import REQUESTS, sample, without_nulls
+from tests.wire.pb_samples import REQUESTS, sample, status_of, without_nulls
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 NUMBER = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False))
@@ -82,7 +81,7 @@ def test_a_json_request_and_its_protobuf_twin_have_one_canonical_form(name: str)
 
 
 @given(REQUEST)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_request_and_its_twin_have_one_canonical_form(request_members: dict) -> None:
     body = json.dumps(request_members).encode()
     twin = proto.chat(proto_ask.chat_message(body).SerializeToString()).body
@@ -91,7 +90,7 @@ def test_any_request_and_its_twin_have_one_canonical_form(request_members: dict)
 
 
 @given(REQUEST)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_nothing_that_a_request_says_is_lost(request_members: dict) -> None:
     twin = json.loads(proto.chat(proto_ask.chat_message(json.dumps(request_members).encode()).SerializeToString()).body)
     for name, value in request_members.items():
@@ -142,10 +141,7 @@ def test_what_means_another_thing_has_another_form(one: dict, other: dict) -> No
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_a_request_or_a_proxy_error(body: bytes) -> None:
     for act in (proto_ask.chat_message, proto_ask.canonical):
-        try:
-            act(body)
-        except ProxyError as error:
-            assert 400 <= error.status < 500
+        assert status_of(act, body) in {200, 400}
 
 
 def test_messages_that_do_not_fit_at_all_are_kept_as_they_are() -> None:

@@ -14,7 +14,7 @@ from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.proto_embed import embeddings_request
 from proxyd.wire.proto_frames import varint
 from proxyd.wire.proto_scan import MAX_FIELDS, MAX_IDS, parse
-from tests.wire.pb_samples import REQUESTS, sample
+from tests.wire.pb_samples import REQUESTS, sample, status_of
 
 
 def nested(number: int, inside: bytes) -> bytes:
@@ -98,14 +98,11 @@ def test_as_many_fields_as_are_allowed_are_read() -> None:
 @given(st.binary(max_size=300))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_are_a_request_or_a_proxy_error(data: bytes) -> None:
-    try:
-        proto.chat(data)
-    except ProxyError as error:
-        assert 400 <= error.status < 500
+    assert status_of(lambda: proto.chat(data)) in {200, 400}
 
 
 @given(st.sampled_from(REQUESTS), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_damaged_request_is_a_request_or_a_proxy_error(name: str, data: st.DataObject) -> None:
     whole = bytearray(sample(f"requests/{name}.pb"))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -118,17 +115,11 @@ def test_a_damaged_request_is_a_request_or_a_proxy_error(name: str, data: st.Dat
             case "insert":
                 whole[place:place] = data.draw(st.binary(max_size=9))
         whole = whole or bytearray(b"\x00")
-    try:
-        proto.chat(bytes(whole))
-    except ProxyError as error:
-        assert 400 <= error.status < 500
+    assert status_of(lambda: proto.chat(bytes(whole))) in {200, 400}
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_every_truncation_is_a_shorter_request_or_refused(name: str) -> None:
     whole = sample(f"requests/{name}.pb")
     for end in range(0, len(whole), max(1, len(whole) // 400)):
-        try:
-            proto.chat(whole[:end])
-        except ProxyError as error:
-            assert error.status == 400
+        assert status_of(proto.chat, whole[:end]) in {200, 400}
