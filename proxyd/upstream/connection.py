@@ -75,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._framed = False  # by length or chunks; else the end of the connection ends the message
         self._not_body = 0  # bytes read since the last body byte or head
         self._complete = False
+        self._keep = False
         self._paused = False
 
     # The pool's side.
@@ -213,14 +214,16 @@ class Connection(asyncio.BufferedProtocol):
         """Note the end; `buffer_updated` acts on it when the parser has returned."""
         if self._status:
             self._complete = True
+            # Asked here: behind this callback llhttp forgets how the message was framed, and would always say no.
+            self._keep = cast("httptools.HttpResponseParser", self._parser).should_keep_alive()
 
     # Ends.
 
     def _finish(self) -> None:
         """Hand the connection back before the sink hears of the end: the sink may start the next call at once."""
         sink, self._sink = self._sink, None
-        transport, parser = self._transport, cast("httptools.HttpResponseParser", self._parser)
-        keep = transport is not None and parser.should_keep_alive() and transport.get_write_buffer_size() == 0
+        transport = self._transport
+        keep = transport is not None and self._keep and transport.get_write_buffer_size() == 0
         self._parser = None
         if keep:
             self.resume()
