@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
 
-WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", "client_gone", "upstream_error", "internal"})
+WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", "client_gone", "upstream_error", "draining", "internal"})
 """Failures of an upstream that was at work: it has read the prompt, and perhaps produced something, so both are counted."""
 
 
