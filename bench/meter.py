@@ -1,6 +1,10 @@
 """What the meter costs per event, on this machine: `python bench/meter.py`.
 
-Chunks of one event each, as upstreams send them, unless the line says otherwise. Best of five runs.
+Chunks of one event each, as upstreams send them, unless the line says otherwise. CPU time, best of five runs.
+
+Measured (CPython 3.11, two shared cores; orjson alone 0.76 us): an ordinary chat event of 316 bytes 1.7 us, ten of them in
+one chunk 1.3 each, with reasoning 2.2, with usage on each 4.7, in two pieces 6.9, with CRLF 5.3; a delta of Responses 6.8; a
+line of Ollama 4.6; and 1.3 us a byte when a large event comes byte by byte, be it 100 KB or 1 MB.
 """
 
 from __future__ import annotations
@@ -32,9 +36,9 @@ def best(run, events: int) -> float:
     """Microseconds per event."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times) / events * 1e6
 
 

@@ -180,6 +180,8 @@ def _message(answer: Answer, choice: Choice, message: Doc) -> None:
         _parts(answer, choice, content)
     else:
         answer.write(choice, content)
+    if len(message) == 2 and "role" in message and "content" in message:
+        return  # most are no more than this
     # Some gateways write the same reasoning under both names: it counts once.
     answer.bill(choice, _text_of(message.get("reasoning_content")) or _text_of(message.get("reasoning")))
     answer.bill(choice, _text_of(message.get("thinking")))
@@ -290,7 +292,8 @@ def _anthropic(answer: Answer, doc: Doc) -> Mark:
 
 def _ollama(answer: Answer, doc: Doc) -> Mark:
     """A line of /api/chat or /api/generate, or the body of /api/embed."""
-    answer.report(ollama_usage(doc))
+    if "eval_count" in doc or "prompt_eval_count" in doc:
+        answer.report(ollama_usage(doc))
     if "done" not in doc:
         return _ORDINARY
     answer.own_ending = True
