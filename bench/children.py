@@ -116,6 +116,13 @@ def wait_healthy(port: int, path: str, log: Path) -> None:
     raise Trouble(f"nothing healthy at :{port}{path}:\n{_tail(log)}")
 
 
+def connections(port: int) -> int:
+    """Ask the mock how many connections it was ever opened; this one included."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", "/connections")
+        return int(connection.getresponse().read())
+
+
 @contextlib.contextmanager
 def mock(python: str, directory: Path) -> Iterator[int]:
     """Run the mock upstream; its port."""

@@ -18,6 +18,7 @@ from bench import children, loops
 from bench.load import KEY, Job, Seen
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 COMMIT_LIMIT = 5.0
@@ -135,13 +136,23 @@ class Running:
 
     contestant: Contestant
     port: int
-    pid: int
+    process: subprocess.Popen[bytes] | None
     directory: Path
     listening_ms: float = 0.0
     """From exec to the first connection taken."""
     asked: int = 0
     """Requests that it has been sent."""
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        """Of its first process; 0 where there is none."""
+        return self.process.pid if self.process else 0
+
+    def check_alive(self) -> None:
+        """Say so if it has ended by itself."""
+        if self.process is not None and (code := self.process.poll()) is not None:
+            self.errors.append(f"ended by itself with {code}")
 
     def check_ledger(self) -> None:
         """Compare proxyd's ledger with what was asked; a difference is an error."""
@@ -168,7 +179,7 @@ def read_ledger(file: Path) -> dict[str, int]:
 def running(contestant: Contestant, mock: int, directory: Path) -> Iterator[Running]:
     """Start a proxy in front of the mock, in a new directory under `directory`. Raises children.Trouble."""
     if contestant.kind == "direct":
-        yield Running(contestant, mock, 0, directory)
+        yield Running(contestant, mock, None, directory)
         return
     home = directory / f"{contestant.kind}-{time.monotonic_ns()}"
     home.mkdir()
@@ -180,7 +191,7 @@ def running(contestant: Contestant, mock: int, directory: Path) -> Iterator[Runn
         children.wait_listening(process, place.port, log)
         listening = (time.monotonic() - began) * 1e3
         children.wait_healthy(place.port, contestant.health, log)
-        yield Running(contestant, place.port, process.pid, home, listening)
+        yield Running(contestant, place.port, process, home, listening)
     finally:
         children.stop(process)
         shutil.rmtree(home, ignore_errors=True)

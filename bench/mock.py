@@ -1,7 +1,7 @@
 """The mock upstream: `python -m bench.mock` prints `listening on http://127.0.0.1:PORT`. A raw protocol, to cost little.
 
-POST /v1/chat/completions answers as the model name says (answers.Script). GET /health says ok; POST /release ends the
-streams that are held. A stream whose client left is dropped; nothing else ends it early.
+POST /v1/chat/completions answers as the model name says (answers.Script). GET /health says ok, GET /connections how many were
+ever opened; POST /release ends the streams that are held. A stream whose client left is dropped; nothing else ends it early.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ STREAM_HEAD = (
     b"openai-processing-ms: 412\r\nopenai-version: 2020-10-01\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 UNARY = UNARY_HEAD % len(answers.UNARY) + answers.UNARY
-PLAIN = b"HTTP/1.1 %b\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\nok\n"
+PLAIN = b"HTTP/1.1 %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n%b"
 EARLY = 0.0005
 """Seconds by which a timer may fire early: loops round to milliseconds."""
+
+
+def plain(status: bytes, text: bytes = b"ok\n") -> bytes:
+    """One plain answer."""
+    return PLAIN % (status, len(text), text)
 
 
 def framed(data: bytes) -> bytes:
@@ -46,6 +51,7 @@ class Pacer:
         self._timer: asyncio.Handle | None = None
         self._next = math.inf
         self.held: set[Stream] = set()
+        self.connections = 0
 
     def add(self, stream: Stream) -> None:
         """Begin a stream whose first event has been sent."""
@@ -121,6 +127,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._pacer.connections += 1
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -129,7 +136,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             raise
         except httptools.HttpParserError:
-            self._transport.write(PLAIN % b"400 Bad Request")
+            self._transport.write(plain(b"400 Bad Request"))
             self._transport.close()
 
     def on_message_begin(self) -> None:
@@ -147,17 +154,19 @@ class Connection(asyncio.Protocol):
             self._complete(b"".join(self._body))
         elif self._url == b"/release":
             self._pacer.release()
-            self._transport.write(PLAIN % b"200 OK")
+            self._transport.write(plain(b"200 OK"))
+        elif self._url == b"/connections":
+            self._transport.write(plain(b"200 OK", b"%d" % self._pacer.connections))
         elif self._url == b"/health":
-            self._transport.write(PLAIN % b"200 OK")
+            self._transport.write(plain(b"200 OK"))
         else:
-            self._transport.write(PLAIN % b"404 Not Found")
+            self._transport.write(plain(b"404 Not Found"))
 
     def _complete(self, body: bytes) -> None:
         try:
             script = answers.read_model(body)
         except ValueError:
-            self._transport.write(PLAIN % b"400 Bad Request")
+            self._transport.write(plain(b"400 Bad Request"))
             return
         if script is None:
             self._transport.write(UNARY)

@@ -62,8 +62,19 @@ def _unary(board: Board) -> Table:
     rows = []
     for name in board.rounds["unary"]:
         added = [_added(board, "unary", name, key) for key in ("p50", "p99", "ttft_p50", "ttft_p99")]
-        rows.append([name, _shown(board.median("unary", name, "per_second")), *_cpu(board, "unary", name), *added])
-    columns = ["proxy", "requests/s", "CPU µs/request", "× nginx", "added p50 µs", "added p99 µs", "TTFT +p50 µs", "TTFT +p99 µs"]
+        opened = _shown(board.median("unary", name, "connections_per_1000"), "{:,.1f}")
+        rows.append([name, _shown(board.median("unary", name, "per_second")), *_cpu(board, "unary", name), *added, opened])
+    columns = [
+        "proxy",
+        "requests/s",
+        "CPU µs/request",
+        "× nginx",
+        "added p50 µs",
+        "added p99 µs",
+        "TTFT +p50 µs",
+        "TTFT +p99 µs",
+        "upstream connections per 1,000",
+    ]
     return Table("Requests: throughput and CPU at 32 connections, latency and time to first token at one", columns, rows)
 
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bench import children
 from bench.contestants import Contestant, Running, drive, running
 from bench.load import Job, Seen
 
@@ -36,7 +37,7 @@ class Sizes:
 
 
 FULL = Sizes(rounds=3, seconds=5.0, crowds=((300, 50, 0.6), (2000, 20, 3.0)), held=2000, many=100_000, starts=5)
-QUICK = Sizes(rounds=1, seconds=1.2, crowds=((300, 50, 0.6),), held=1000, many=5_000, starts=2)
+QUICK = Sizes(rounds=1, seconds=1.0, crowds=((300, 50, 0.6),), held=500, many=2_000, starts=1)
 UNARY_CONNECTIONS = 32
 # LiteLLM takes milliseconds an event: what the others do in a second would keep it busy for minutes.
 HEAVY_CROWD = (30, 10, 1.0)
@@ -88,6 +89,7 @@ class Stage:
         """Run one proxy; when it is done, its ledger and its mistakes are looked at."""
         with running(contestant, self.mock, self.directory) as proxy:
             yield proxy
+            proxy.check_alive()
             proxy.check_ledger()
             self.board.errors += [f"{contestant.name}: {error}" for error in proxy.errors]
 
@@ -105,7 +107,9 @@ def unary(stage: Stage) -> None:
 
     def act(proxy: Running, _: int) -> None:
         seconds = stage.sizes.seconds
+        opened = children.connections(stage.mock)
         crowd = drive(proxy, Job("unary", connections=UNARY_CONNECTIONS, seconds=seconds))
+        opened = children.connections(stage.mock) - opened - 1
         alone = drive(proxy, Job("unary", seconds=seconds / 2))
         first = drive(proxy, Job("ttft", seconds=seconds / 2, count=2, rate=500))
         figures = {
@@ -116,6 +120,8 @@ def unary(stage: Stage) -> None:
             "ttft_p50": first.p50_us,
             "ttft_p99": first.p99_us,
             "idle_share": crowd.machine_idle,
+            # A proxy that connects anew for each request pays for it here and cannot show it in a single figure.
+            "connections_per_1000": opened * 1e3 / crowd.requests,
         }
         stage.board.add("unary", proxy.contestant.name, figures)
 
