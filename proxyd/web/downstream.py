@@ -52,9 +52,10 @@ class Downstream:
     async def body(self, limit: int, timeout: float) -> bytes:  # noqa: ASYNC109
         """Read the whole body: at most `limit` bytes, within `timeout` seconds, valid UTF-8.
 
-        Raises ProxyError: body_too_large, request_timeout, invalid_json (not UTF-8), client_gone.
+        Raises ProxyError: unsupported_media_type, body_too_large, request_timeout, invalid_json (not UTF-8), client_gone.
         """
         request = self._request
+        _check_media(request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))
         length = request.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
@@ -193,6 +194,15 @@ class Downstream:
 
 def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
+
+
+def _check_media(kind: str | None, coding: str | None) -> None:
+    """Refuse what is not JSON before it is read as broken JSON (RFC 9110 15.5.16). A form of another site is also refused so."""
+    media = "application/json" if kind is None else kind.partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        raise ProxyError("unsupported_media_type", "The request body must be JSON: send it with `Content-Type: application/json`.")
+    if coding is not None and coding.strip().lower() != "identity":
+        raise ProxyError("unsupported_media_type", "The request body must come uncompressed.")
 
 
 def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder, *, final: bool) -> None:
