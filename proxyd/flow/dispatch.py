@@ -135,7 +135,8 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
     if answer.failure is not None and not answer.status:
         raise answer.failure
     if 200 <= answer.status < 300:
-        if answer.streams and answer.had_error and answer.meter is not None:
+        # Only an answer that begins so: whether a later error came in the same packet must not decide what the client sees.
+        if answer.streams and answer.had_error and answer.meter is not None and not answer.meter.produced():
             raise in_band(answer.meter.last_error, secret)
         if answer.failure is not None and not answer.ready:
             raise answer.failure

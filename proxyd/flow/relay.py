@@ -6,12 +6,14 @@ answered with a proper error.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.flow.settle import settle
 from proxyd.flow.watch import Watch
 from proxyd.wire import headers
+from proxyd.wire.faults import in_band
 
 if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 STREAM_HEADERS = [(b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no")]
 """What keeps caches and nginx from holding a stream back."""
+_CODING = re.compile(r"[A-Za-z0-9-]{1,20}(?:, ?[A-Za-z0-9-]{1,20}){0,3}")
 
 
 async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> None:
@@ -44,6 +47,9 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
         # wire facts 1.5: Ollama's /v1 swallows errors, others just stop; both end cleanly and look like short answers
         raise ProxyError("upstream_incomplete", "The upstream ended its answer before it was complete.")
     assert answer.meter is not None  # noqa: S101 - it has a head
+    if not answer.streams and answer.had_error and not down.committed:
+        # OpenRouter's 200 that holds only an error: the SDKs would see an answer without choices (wire facts 9)
+        raise in_band(answer.meter.last_error, ex.upstream.api_key if ex.upstream else None)
     ex.held = answer.meter.take_held()
     ex.bytes_out = down.bytes_out + len(ex.held)
 
@@ -55,7 +61,7 @@ def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
     if down.committed:
         down.finish(ex.held)
     else:
-        down.reply(answer.status, headers.to_client(answer.headers), ex.held)
+        down.reply(answer.status, _headers(answer), ex.held)
 
 
 async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
@@ -77,8 +83,15 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
 def _begin(answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
-    down.begin(answer.status, headers.to_client(answer.headers) + extra, None, ready)
+    down.begin(answer.status, _headers(answer) + extra, None, ready)
     answer.push = down.write
+
+
+def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """What the client learns of the answer's headers. A body that came coded, although we asked for identity, leaves as it came."""
+    coding = answer.header(b"content-encoding") or ""
+    found = headers.to_client(answer.headers)
+    return [*found, (b"Content-Encoding", coding.encode())] if _CODING.fullmatch(coding) else found
 
 
 def _overflow(answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:
