@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-HANG = 20.0
+HANG = 10.0
 """Seconds after which a wait in a test is given up. A guard against hanging, never a measurement."""
 HEAD_LIMIT = 256 * 1024
 LAST_CHUNK = b"0\r\n\r\n"
@@ -191,6 +191,7 @@ class _Reader(asyncio.Protocol):
             if isinstance(step, Ending):
                 return await self._ending(step)
             await self._step(step, request)
+            await asyncio.sleep(0)  # a script may be endless: let the loop see that nobody listens any more
         return True
 
     async def _step(self, step: Step, request: Request) -> None:

@@ -44,7 +44,7 @@ class Child:
         env = {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "default", "-m", "proxyd", *arguments],
+            [sys.executable, "-X", "faulthandler", "-W", "default", "-m", "proxyd", *arguments],
             cwd=folder,
             env={**env, **(environ or {})},
             stdin=subprocess.DEVNULL,

@@ -27,9 +27,16 @@ class Answer:
     status: int
     headers: dict[str, str]
     """Names in lower case."""
-    body: bytes = b""
     whole: bool = False
     chunks: list[bytes] = field(default_factory=list)
+    """The body as it came, piece by piece."""
+
+    @property
+    def body(self) -> bytes:
+        """All of the body that was read."""
+        if len(self.chunks) > 1:
+            self.chunks[:] = [b"".join(self.chunks)]
+        return self.chunks[0] if self.chunks else b""
 
     def json(self) -> dict:
         """The body, decoded."""
@@ -61,7 +68,11 @@ class Visit:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        except OSError:
+            sock.close()
+            raise
         return cls(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**20))
 
     async def say(self, data: bytes) -> None:
@@ -82,7 +93,7 @@ class Visit:
                 raw = await self._reader.readuntil(b"\r\n\r\n")
                 first, *lines = raw[:-4].decode("latin-1").split("\r\n")
                 version, code, *_ = first.split(" ")
-                assert version == "HTTP/1.1", first
+                assert version in ("HTTP/1.1", "HTTP/1.0"), first  # aiohttp speaks 1.0 to whom it could not understand
                 if not code.startswith("1"):
                     break
         pairs = [line.split(":", 1) for line in lines]
@@ -102,7 +113,6 @@ class Visit:
                 data = await (self._chunk() if self.answer.headers.get("transfer-encoding") == "chunked" else self._plain())
         except (asyncio.IncompleteReadError, ConnectionError):
             return b""
-        self.answer.body += data
         if data:
             self.answer.chunks.append(data)
         return data
