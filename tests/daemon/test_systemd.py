@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -215,11 +216,11 @@ class TestListenFds:
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(60)
-                for _ in range(500):
-                    if path.exists():
+                for _ in range(1500):  # until it is bound, and then until it listens
+                    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                        client.connect(str(path))
                         break
                     time.sleep(0.02)
-                client.connect(str(path))
                 assert client.recv(100) == b"clients"
             assert child.wait(60) == 0
         finally:
