@@ -52,23 +52,24 @@ def normal(document: bytes) -> bytes:
     Raises ProxyError `invalid_json`.
     """
     try:
-        if not re.search(rb"[0-9]{16}", document):  # beyond 64 bits orjson rounds, and two requests would look the same
-            return orjson.dumps(_whole(orjson.loads(document)), option=orjson.OPT_SORT_KEYS)
-    except (orjson.JSONDecodeError, TypeError, RecursionError):
-        pass  # half a surrogate pair, perhaps, which json reads
+        return orjson.dumps(_whole(orjson.loads(document)), option=orjson.OPT_SORT_KEYS)
+    except (orjson.JSONDecodeError, TypeError, RecursionError, OverflowError):
+        pass  # half a surrogate pair, or a number that orjson rounds: json reads both
     try:
-        return json.dumps(_whole(json.loads(document)), sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(_whole(json.loads(document), exact=False), sort_keys=True, separators=(",", ":")).encode()
     except (ValueError, RecursionError):
         raise ProxyError("invalid_json", "The body is not valid JSON.") from None
 
 
-def _whole(item: Any) -> Any:
-    """1.0 and 1 are one number in JSON."""
+def _whole(item: Any, *, exact: bool = True) -> Any:
+    """1.0 and 1 are one number in JSON. With `exact`, raises OverflowError where a whole number may have been rounded."""
     if isinstance(item, dict):
-        return {name: _whole(inner) for name, inner in item.items()}
+        return {name: _whole(inner, exact=exact) for name, inner in item.items()}
     if isinstance(item, list):
-        return [_whole(inner) for inner in item]
-    if isinstance(item, float) and item == item // 1 and abs(item) < 2**53:
+        return [_whole(inner, exact=exact) for inner in item]
+    if isinstance(item, float) and item.is_integer():
+        if abs(item) >= 2**53 and exact:
+            raise OverflowError  # perhaps an integer beyond 64 bits: two requests must not look the same
         return int(item)
     return item
 

@@ -1,0 +1,151 @@
+"""The client without `await`, on the standard library's http.client. One per thread."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from typing import TYPE_CHECKING, Self
+
+from proxyd.client.turn import Failure, Prompt, Request, Settings, Transcript, Turn, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from proxyd.wire._pb import chat_pb2
+
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+class Answer:
+    """An answer as it comes: iterate over its text. After that: `text`, `finish_reason`, `usage`, `tool_calls`, `reasoning`."""
+
+    def __init__(self, turn: Turn, pieces: Iterator[str]) -> None:
+        self._turn = turn
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._turn.text
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning that has come so far."""
+        return self._turn.reasoning
+
+    @property
+    def finish_reason(self) -> str | None:
+        """OpenAI's word for how it ended; None before."""
+        return self._turn.finish_reason
+
+    @property
+    def usage(self) -> chat_pb2.Usage | None:
+        """Token counts, at the end."""
+        return self._turn.usage
+
+    @property
+    def tool_calls(self) -> list[chat_pb2.ToolCall]:
+        """The calls that the model asks for."""
+        return [self._turn.tool_calls[index] for index in sorted(self._turn.tool_calls)]
+
+
+class Client:
+    """Talks to one proxyd over one connection, which it keeps: below 6 KB a turn, that saves more than any encoding."""
+
+    def __init__(self, url: str | Settings, *, key: str = "", model: str = "", sleep: Callable[[float], None] = time.sleep) -> None:
+        self.settings = url if isinstance(url, Settings) else Settings(url, key, model)
+        self._address = self.settings.address()
+        self._connection: http.client.HTTPConnection | None = None
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def stream(self, prompt: Prompt) -> Answer:
+        """Ask, and give the answer as it comes; nothing is sent before it is iterated. Raises Failure while iterating."""
+        turn = Turn(request(prompt, self.settings.model, stream=True), self.settings)
+        return Answer(turn, self._pieces(turn))
+
+    def ask(self, prompt: Prompt) -> Answer:
+        """Ask, wait, and give the whole answer, in the fewest bytes. Raises Failure."""
+        turn = Turn(request(prompt, self.settings.model, stream=False), self.settings)
+        for _ in self._pieces(turn):
+            pass
+        return Answer(turn, iter([turn.text]))
+
+    def chat(self, system: str = "", *, model: str = "") -> Chat:
+        """Begin a conversation, which the server keeps."""
+        return Chat(self, Transcript(model or self.settings.model, system))
+
+    def _pieces(self, turn: Turn) -> Iterator[str]:
+        while (wanted := turn.next_request()) is not None:
+            pause = 0.0
+            try:
+                response = self._send(wanted)
+                if response.status >= 300:
+                    pause = turn.refused(response.status, response.read())
+                else:
+                    while data := response.read1(65536):
+                        yield from turn.feed(data)
+                    yield from turn.end()
+            except _BROKEN:
+                self.close()
+                pause = turn.cut()
+            except (Failure, GeneratorExit):
+                self.close()
+                raise
+            if pause:
+                self._sleep(pause)
+
+    def _send(self, wanted: Request) -> http.client.HTTPResponse:
+        tls, host, port, prefix = self._address
+        if self._connection is None:
+            kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
+            self._connection = kind(host, port, timeout=self.settings.timeout)
+        connection = self._connection
+        connection.putrequest(wanted.method, prefix + wanted.path, skip_accept_encoding=True)
+        if self.settings.key:
+            connection.putheader("Authorization", f"Bearer {self.settings.key}")
+        if wanted.method == "POST":
+            connection.putheader("Content-Length", str(len(wanted.body)))
+        else:
+            connection.putheader("Accept", "application/protobuf")
+        connection.endheaders(wanted.body or None)
+        return connection.getresponse()
+
+
+class Chat:
+    """A conversation. The server keeps it; if it has forgotten it, what this client remembers is sent again, by itself."""
+
+    def __init__(self, client: Client, transcript: Transcript) -> None:
+        self._client = client
+        self.transcript = transcript
+
+    def send(self, question: str) -> Answer:
+        """Take a turn; the answer has to be read to its end before the next. Raises Failure while iterating."""
+        answer = self._client.stream(self.transcript.ask(question, whole=False))
+        answer._pieces = self._turn(question, answer)  # noqa: SLF001 - the two are one
+        return answer
+
+    def _turn(self, question: str, answer: Answer) -> Iterator[str]:
+        client, turn = self._client, answer._turn  # noqa: SLF001
+        try:
+            yield from client._pieces(turn)  # noqa: SLF001
+        except Failure as failure:
+            if failure.code != "conversation_not_found" or turn.received:
+                raise
+            turn = answer._turn = Turn(self.transcript.ask(question, whole=True), client.settings)  # noqa: SLF001
+            yield from client._pieces(turn)  # noqa: SLF001
+        self.transcript.answered(question, turn)
