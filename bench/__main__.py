@@ -116,7 +116,8 @@ def _interrupted(*_: object) -> None:
 def main(arguments: list[str]) -> int:
     """Run the bench; the exit code."""
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C also where a shell started us with it ignored
+        signal.signal(number, _interrupted)
     # /tmp may be memory, where a commit costs nothing.
     parent = options.directory or Path("/var/tmp")
     with tempfile.TemporaryDirectory(prefix="proxyd-bench-", dir=parent, ignore_cleanup_errors=True) as directory:
