@@ -146,22 +146,22 @@ def _as_written(targets: Sequence[Target], _facts: Mapping[str, Facts], _chance:
     return list(targets)
 
 
-def _by_weight(targets: Sequence[Target], facts: Mapping[str, Facts], chance: float) -> list[Target]:
+def _by_weight(targets: Sequence[Target], _facts: Mapping[str, Facts], chance: float) -> list[Target]:
     """Draw without replacement, one float for all draws: what is left of it inside the drawn share is uniform again.
 
-    Those that are let through are drawn first, so that the share of one that is out goes to all the others.
+    Taking some out of such an order leaves the others in their proportions: so the share of an upstream that rests goes to
+    all the others by weight.
     """
-    ready = [target for target in targets if facts.get(target.upstream, UNKNOWN).ready_in <= 0]
+    left = list(targets)
     drawn: list[Target] = []
-    for left in (ready, [target for target in targets if target not in ready]):
-        while left:
-            point = chance * sum(target.weight for target in left)
-            for index, target in enumerate(left):
-                if point < target.weight or index == len(left) - 1:
-                    chance = min(max(point / target.weight, 0.0), 1.0)
-                    drawn.append(left.pop(index))
-                    break
-                point -= target.weight
+    while left:
+        point = chance * sum(target.weight for target in left)
+        for index, target in enumerate(left):
+            if point < target.weight or index == len(left) - 1:
+                chance = min(max(point / target.weight, 0.0), 1.0)
+                drawn.append(left.pop(index))
+                break
+            point -= target.weight
     return drawn
 
 

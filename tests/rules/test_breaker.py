@@ -77,6 +77,7 @@ def test_a_probe_that_nobody_reports_on_gives_its_place_to_the_next() -> None:
     assert admit(probing, SETTINGS, 34.9) is None
     another = admit(probing, SETTINGS, 35.0)
     assert another.state is State.HALF_OPEN
+    assert admit(another, SETTINGS, 64.9) is None
     # The slow one may still be the one that tells: a model that takes a minute to load must not keep it open.
     assert report(another, SETTINGS, Report(Event.SUCCEEDED, 60.0, probing.epoch)).state is State.CLOSED
 
@@ -123,6 +124,7 @@ def test_whatever_happens_it_heals_by_itself_and_probes_one_at_a_time(plan: list
     breaker, now, tickets, probes = Breaker(), 0.0, [], []
     for what, passed, retry_after, which in plan:
         now += passed
+        before = breaker
         if what == "admit":
             admitted = admit(breaker, SETTINGS, now)
             if admitted is not None:
@@ -137,6 +139,7 @@ def test_whatever_happens_it_heals_by_itself_and_probes_one_at_a_time(plan: list
             breaker = report(breaker, SETTINGS, Report(event, now, ticket, retry_after))
             if event is Event.ABANDONED:
                 probes = [probe for probe in probes if probe[1] != ticket]
+        assert breaker.epoch - before.epoch == (breaker.state is not before.state)
     # However it stands: by the clock alone it lets a request pass again, and one success closes it.
     later = now + ready_in(breaker, now) + 1e-6
     assert ready_in(breaker, now) <= 100.0
