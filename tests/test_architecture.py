@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "daemon": GROUND | {"rules", "wire", "store", "upstream", "flow", "web", "daemon"},
     "cli": GROUND | {"rules", "wire", "store", "upstream", "flow", "web", "daemon", "cli"},
     "__main__": frozenset({"cli"}),
+    # The other side of the wire, in other people's programs: nothing of the daemon comes along, nothing here needs it.
+    "client": PLAIN | {"wire", "client"},
 }
 MAY_NAME_FOR_TYPES = {"flow": frozenset({"web"})}
 """flow is handed the client's side and must only know its shape."""
@@ -66,7 +68,7 @@ NETWORK_MODULES = (
     "httpx",
     "requests",
 )
-NETWORK_ROOMS = frozenset({"web", "upstream", "daemon", "cli", "__main__"})
+NETWORK_ROOMS = frozenset({"web", "upstream", "daemon", "cli", "client", "__main__"})
 SQL_MODULES = frozenset({"sqlite3", "aiosqlite", "asyncpg", "psycopg"})
 SQL = re.compile(
     r"\s*(SELECT\s.+\sFROM|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s.+\sSET|DELETE\s+FROM|(CREATE|DROP|ALTER)\s+(TABLE|INDEX)|PRAGMA\s)\b",
@@ -216,7 +218,7 @@ def deafness(module: Module) -> Iterator[str]:
 
 
 def sockets(module: Module) -> Iterator[str]:
-    """Only web and upstream (and who starts or calls the daemon) touch the network."""
+    """Only web, upstream, the client (and who starts or calls the daemon) touch the network."""
     if module.room in NETWORK_ROOMS:
         return
     for one in imports(module.tree):
@@ -380,6 +382,8 @@ def test_the_source_keeps_the_rule(rule: str) -> None:
         ("direction", "flow/a.py", "from proxyd.web import app"),
         ("direction", "rules/a.py", "from proxyd.clock import Clock"),
         ("direction", "model.py", "from proxyd.config.schema import Kind"),
+        ("direction", "flow/a.py", "from proxyd.client import Client"),
+        ("direction", "client/a.py", "from proxyd.store import db"),
         ("direction", "extra/a.py", ""),
         ("relative", "rules/a.py", "from . import b"),
         ("purity", "rules/a.py", "import time"),
