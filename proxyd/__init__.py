@@ -1,4 +1,4 @@
-"""proxyd: the LLM gateway you run like nginx. The rooms, in reading order:
+"""proxyd: the LLM gateway you run like nginx. Its rooms, in reading order.
 
 model     the nouns                         errors    what can go wrong, in one table
 config    the YAML, as frozen values        rules     decisions: routes, auth, retry, breaker

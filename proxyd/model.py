@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from msgspec import Raw
+if TYPE_CHECKING:
+    from msgspec import Raw
 
 
 @dataclass(frozen=True, slots=True)

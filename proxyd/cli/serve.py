@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from proxyd.clock import Clock  # noqa: PLC0415 - `proxyd --help` imports no server
     from proxyd.config.load import load_file  # noqa: PLC0415
     from proxyd.daemon import boot  # noqa: PLC0415
-    from proxyd.daemon import run as process
+    from proxyd.daemon import run as process  # noqa: PLC0415
     from proxyd.log import LineWriter, Style, configure, style_for  # noqa: PLC0415
     from proxyd.store.db import StoreError  # noqa: PLC0415
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import http_parser
@@ -24,6 +23,7 @@ from proxyd.upstream.http import HttpUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Config, Upstream

@@ -55,30 +55,27 @@ class Answer:
         """Take the head, and make a meter that fits what is to come."""
         self.status, self.headers = status, headers
         self.last_at = self.clock.monotonic()
-        self.meter = Meter(
-            format_of(self.header(b"content-type"), streamed=self._streamed and status < 400),
-            status=status,
-            content_encoding=self.header(b"content-encoding") or "identity",
-            strip_usage=self._strip_usage,
-            endpoint=self._endpoint,
-        )
+        if status >= 400 or not self._streamed:
+            self.meter = self._fitting(b"")
         self._wake()
 
     def body(self, data: bytes) -> None:
         """Meter the bytes and pass on what may leave."""
         meter = self.meter
-        out = meter.feed(data)  # type: ignore[union-attr]  # the head has come
+        if meter is None:
+            meter = self.meter = self._fitting(data)
+        out = meter.feed(data)
         self.last_at = now = self.clock.monotonic()
         if self.push is not None and out:
             self.push(out)
         else:
             if out:
                 self.ready.append(out)
-            if self._waiter is not None and meter.begun:  # type: ignore[union-attr]
+            if self._waiter is not None and meter.begun:
                 self._wake()
-        if self.first_at is None and meter.begun:  # type: ignore[union-attr]
+        if self.first_at is None and meter.begun:
             self.first_at = now
-        if meter.ended and self._grace is None:  # type: ignore[union-attr]
+        if meter.ended and self._grace is None:
             self._grace = asyncio.get_running_loop().call_later(END_GRACE, self._expire)
 
     def end(self, failure: ProxyError | None) -> None:
@@ -87,6 +84,8 @@ class Answer:
         if self._grace is not None:
             self._grace.cancel()
         self.failure = failure
+        if self.meter is None and self.status:
+            self.meter = self._fitting(b"")
         if self.meter is not None:
             if self.meter.ended:
                 self.failure = None  # everything was said before the connection broke
@@ -94,6 +93,12 @@ class Answer:
             if rest:
                 (self.push or self.ready.append)(rest)
         self._wake()
+
+    def _fitting(self, data: bytes) -> Meter:
+        """A meter that fits the answer; SDKs read a stream by its bytes, whatever its label says, so its first bytes count too."""
+        form = format_of(self.header(b"content-type"), streamed=self._streamed and self.status < 400, head=data)
+        coding = self.header(b"content-encoding") or "identity"
+        return Meter(form, status=self.status, content_encoding=coding, strip_usage=self._strip_usage, endpoint=self._endpoint)
 
     def _expire(self) -> None:
         """The terminal event has come, the end of the message has not: do not make the client wait for it."""
@@ -157,6 +162,11 @@ class Answer:
         return self.meter is not None and self.meter.format is not Format.JSON
 
     @property
+    def may_stream(self) -> bool:
+        """It arrives as events, as far as can be told yet."""
+        return self._streamed and self.status < 400 if self.meter is None else self.streams
+
+    @property
     def had_error(self) -> bool:
         """An error was said inside it."""
         return self.meter is not None and self.meter.had_error
@@ -166,7 +176,8 @@ class Answer:
         """A whole successful answer has arrived (even if its connection has not ended yet)."""
         if self.meter is None or self.failure is not None or self.meter.had_error:
             return False
-        return self.meter.ended or (self.over and self.meter.read().complete)
+        # What could not be read (br, zstd, a body beyond all bounds) is judged by its transport.
+        return self.meter.read().complete or (self.meter.unread and self.over)
 
     def progress(self, row: LedgerRow) -> LedgerRow:
         """The row as a crash should find it: what was reported so far, else an estimate by length."""

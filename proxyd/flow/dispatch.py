@@ -120,12 +120,12 @@ async def _first_word(answer: Answer, limit: float | None, ping: float | None) -
     try:
         async with asyncio.timeout(limit):
             await answer.started()
-            if answer.streams and ping is not None:
+            if answer.may_stream and ping is not None:
                 await asyncio.wait_for(answer.begun(), ping)
             else:
                 await answer.begun()
     except TimeoutError:
-        if limit is None or (answer.streams and answer.clock.monotonic() - answer.sent_at < limit):
+        if limit is None or (answer.may_stream and answer.clock.monotonic() - answer.sent_at < limit):
             return
         raise ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.") from None
 

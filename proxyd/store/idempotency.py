@@ -61,7 +61,8 @@ _CLAIM = (
     "INSERT INTO idempotency_keys (caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, created_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key) DO UPDATE SET endpoint = excluded.endpoint, "
     "streamed = excluded.streamed, fingerprint = excluded.fingerprint, request_id = excluded.request_id, attempt = excluded.attempt, "
-    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, created_at = excluded.created_at, expires_at = excluded.expires_at"
+    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, "
+    "created_at = excluded.created_at, expires_at = excluded.expires_at"
 )
 _BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state = 'running'"
 _FINISH = "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, expires_at = ? WHERE request_id = ?"

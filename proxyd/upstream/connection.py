@@ -169,7 +169,10 @@ class Connection(asyncio.BufferedProtocol):
             sink.end(ProxyError("upstream_cut", "The upstream broke the connection in the middle of its answer."))
         else:
             sink.end(
-                ProxyError("upstream_stale" if self.reused else "upstream_cut", "The upstream closed the connection without an answer.")
+                ProxyError(
+                    "upstream_stale" if self.reused and not self._not_body else "upstream_cut",  # not one byte of an answer came
+                    "The upstream closed the connection without an answer.",
+                )
             )
         self._parser = None
 

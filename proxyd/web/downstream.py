@@ -17,10 +17,12 @@ from aiohttp import web
 
 from proxyd.errors import ProxyError
 from proxyd.web.connection import ClientConnection, Sent
+from proxyd.wire.coding import decoder
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
     from proxyd.web.connection import Steered
+    from proxyd.wire.coding import Decoder
 
 FLUSH_SECONDS = 5.0
 """How long a broken answer's last bytes may take to reach a client that does not read."""
@@ -55,34 +57,39 @@ class Downstream:
         Raises ProxyError: unsupported_media_type, body_too_large, request_timeout, invalid_json (not UTF-8), client_gone.
         """
         request = self._request
-        _check_media(request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))
+        _check_media(request.headers.get("Content-Type"))
+        coded = decoder(request.headers.get("Content-Encoding"))
         length = request.content_length
         if length is not None and length > limit:
             raise _too_large(limit)
         self._continue()
         content = request.content
-        if content.is_eof() and content.total_bytes <= limit:
+        if coded is None and content.is_eof() and content.total_bytes <= limit:
             body = content.read_nowait()
             _utf8(body, codecs.getincrementaldecoder("utf-8")(), final=True)
             return body
         try:
             async with asyncio.timeout(timeout):
-                return await self._pieces(limit)
+                return await self._pieces(limit, coded)
         except TimeoutError:
             raise ProxyError("request_timeout", f"The request body did not arrive within {timeout:g} seconds.") from None
         except web.RequestPayloadError:
             raise ProxyError("invalid_request", "The request body is not valid HTTP/1.1.") from None
 
-    async def _pieces(self, limit: int) -> bytes:
+    async def _pieces(self, limit: int, coded: Decoder | None) -> bytes:
         content, pieces, size = self._request.content, [], 0
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        utf8 = codecs.getincrementaldecoder("utf-8")()
         while piece := await content.readany():
+            if coded is not None:
+                piece = coded.feed(piece, limit - size)
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
-            _utf8(piece, decoder, final=False)
+            _utf8(piece, utf8, final=False)
             pieces.append(piece)
-        _utf8(b"", decoder, final=True)
+        if coded is not None:
+            coded.finish()
+        _utf8(b"", utf8, final=True)
         return b"".join(pieces)
 
     def _continue(self) -> None:
@@ -196,13 +203,11 @@ def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
 
-def _check_media(kind: str | None, coding: str | None) -> None:
+def _check_media(kind: str | None) -> None:
     """Refuse what is not JSON before it is read as broken JSON (RFC 9110 15.5.16). A form of another site is also refused so."""
     media = "application/json" if kind is None else kind.partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
         raise ProxyError("unsupported_media_type", "The request body must be JSON: send it with `Content-Type: application/json`.")
-    if coding is not None and coding.strip().lower() != "identity":
-        raise ProxyError("unsupported_media_type", "The request body must come uncompressed.")
 
 
 def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder, *, final: bool) -> None:

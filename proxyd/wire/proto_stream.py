@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from proxyd.wire import faults, proto_error
 from proxyd.wire._pb import chat_pb2
 from proxyd.wire.proto_chunk import Facets, Held, about, field, read_choice, usage_field
@@ -34,6 +36,29 @@ if TYPE_CHECKING:
 
 DEFAULT_DELAY_MS = 100
 """What protobuf streams are held for where neither client nor route says otherwise (SPEC 9)."""
+
+
+class Template:
+    """An event of which all but its text is known; `text` stands between `head` and `tail`, as the inside of a JSON string."""
+
+    __slots__ = ("_begin", "_end", "head", "index", "tail")
+
+    def __init__(self, head: bytes, tail: bytes, index: int) -> None:
+        self.head = head
+        self.tail = tail
+        self.index = index
+        self._begin = len(head)
+        self._end = -len(tail)
+
+    def text(self, event: bytes) -> bytes:
+        """Read the text of an event that begins with `head` and ends with `tail`; empty if it is not that simple."""
+        inside = event[self._begin : self._end]
+        try:
+            # exactly one JSON string, or an error: a quote or an unfinished escape inside cannot pass
+            text: str = orjson.loads(b'"%b"' % inside)
+        except orjson.JSONDecodeError:
+            return b""
+        return text.encode()
 
 
 class ChunkEncoder:
@@ -89,12 +114,15 @@ class ChunkEncoder:
         self._start = chat_pb2.StreamStart(handle=handle)
         self._about: dict[str, Any] = {}
         self._chunk_said: dict[tuple[str, str], Any] = {}
-        self._template: tuple[bytes, bytes, int] | None = None
+        self._template: Template | None = None
 
     def feed(self, event: bytes, now: float) -> list[bytes]:
         """Take the data of one event; returns the frames that are due. What is not JSON is skipped, as SSE clients would."""
-        if self._template is not None and (text := self._quick(event)) is not None:
-            return self._plain_text(text, now)
+        template = self._template
+        if template is not None and event.startswith(template.head) and event.endswith(template.tail):
+            text = template.text(event)
+            if text:
+                return self._plain_text(text, template.index, now)
         if self.ended:
             return []
         if event == b"[DONE]":
@@ -244,22 +272,9 @@ class ChunkEncoder:
         head, tail = event[:begin], event[end:]
         # the name only once and nothing escaped: so it is the delta's member that stands there, and its text as it is
         if begin > 10 and end > begin and event.count(b'"content"') == 1 and b"\\" not in event and event[begin:end] == str(text).encode():
-            self._template = (head, tail, index)
+            self._template = Template(head, tail, index)
 
-    def _quick(self, event: bytes) -> bytes | None:
-        head, tail, _ = self._template or (b"", b"", 0)
-        if not (event.startswith(head) and event.endswith(tail)):
-            return None
-        text = event[len(head) : len(event) - len(tail)]
-        if not text or b'"' in text or b"\\" in text or len(event) <= len(head) + len(tail):
-            return None
-        try:
-            return text if text.decode().isprintable() else None
-        except UnicodeDecodeError:
-            return None
-
-    def _plain_text(self, text: bytes, now: float) -> list[bytes]:
-        index = self._template[2] if self._template else 0
+    def _plain_text(self, text: bytes, index: int, now: float) -> list[bytes]:
         if self._exact is not None:
             self.deadline = None
             return [self._pack(body) for body in (*self._exact.flush(), field(1, text) + (b"\x30" + varint(index) if index else b""))]
