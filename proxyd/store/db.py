@@ -92,8 +92,6 @@ class Database:
         self._task: asyncio.Task[None] | None = None
         self._over = False
 
-    # ---- for those who watch
-
     @property
     def healthy(self) -> bool:
         """Whether it is open and the last attempt to write succeeded."""
@@ -113,8 +111,6 @@ class Database:
         if self.backlog >= self.tuning.backlog:
             return StoreError(f"{self.path}: {self.backlog} writes wait in memory: {self.trouble or 'the disk is too slow'}")
         return None
-
-    # ---- life
 
     async def open(self) -> None:
         """Open or make the file, migrate it, and start the writer. Raises StoreError; then nothing is left open."""
@@ -143,8 +139,6 @@ class Database:
     def configure(self, durability: Durability, on_failure: OnFailure) -> None:
         """Change both while running, from the next batch on."""
         self.durability, self.on_failure = durability, on_failure
-
-    # ---- writing and reading
 
     def put(
         self, key: Hashable, work: Upsert | Op, *, keep: bool = True, wait: bool = True, undo: Upsert | None = None

@@ -179,9 +179,10 @@ def test_a_loop_that_is_torn_down_writes_everything_and_ends_the_thread(tmp_path
         db = Database(tmp_path / "l.db", tuning=Tuning(batch=64))
         await db.open()
         await db.submit(table)
+        first = db.put("first", put(5000, "a"))
         for number in range(2000):
             db.put(number, put(number, "a"), wait=False)
-        await db.put("last", put(5000, "a"))
+        await first
 
     asyncio.run(main())
     assert query(tmp_path / "l.db", "SELECT count(*) FROM notes") == [(2001,)]
