@@ -27,9 +27,10 @@ _DELTA = frozenset({"role", "content", "refusal", "tool_calls", *REASONING})
 _CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs", "usage"})
 
 
-def field(number: int, payload: bytes) -> bytes:
+def field(number: int, payload: bytes | bytearray) -> bytes:
     """Write a length-delimited field; numbers up to 15."""
-    return bytes((number << 3 | 2,)) + varint(len(payload)) + payload
+    size = len(payload)
+    return (bytes((number << 3 | 2, size)) if size < 128 else bytes((number << 3 | 2,)) + varint(size)) + payload
 
 
 @dataclass(slots=True)
@@ -231,6 +232,12 @@ class Held:
         self, index: int, *, start: bytes = b"", usage: bytes = b"", tokenize: Callable[[str], Sequence[int]] | None = None
     ) -> bytes:
         """Write the message; `usage` is a field, written already."""
+        if (
+            self.rank == 2
+            and len(self.content) == self.size
+            and not (self.finish or self.logprobs or self.refusal_logprobs or self.extra or start or usage or tokenize)
+        ):
+            return field(1, self.content) + (b"\x30" + varint(index) if index else b"")  # text and nothing else: nearly all frames
         tokens = tokenize(self.content.decode()) if tokenize and self.content else ()
         parts = (
             field(1, bytes(self.content)) if self.content and not tokens else b"",

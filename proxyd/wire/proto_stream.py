@@ -279,6 +279,8 @@ class ChunkEncoder:
             self.deadline = None
             return [self._pack(body) for body in (*self._exact.flush(), field(1, text) + (b"\x30" + varint(index) if index else b""))]
         frames = self.flush() if self.deadline is not None and now >= self.deadline else []
+        if self._delay == 0 and not self._held and not self._tokenize:
+            return [*frames, self._pack(field(1, text) + (b"\x30" + varint(index) if index else b""))]
         held = self._held.get(index)
         if held is None:
             held = self._held[index] = Held()
