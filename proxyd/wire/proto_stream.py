@@ -38,6 +38,10 @@ DEFAULT_DELAY_MS = 100
 """What protobuf streams are held for where neither client nor route says otherwise (SPEC 9)."""
 
 
+MAX_CHOICES = 128
+"""Choices of which text is held at once, as many as OpenAI makes; each up to `max_bytes`."""
+
+
 class Template:
     """An event of which all but its text is known; `text` stands between `head` and `tail`, as the inside of a JSON string."""
 
@@ -226,7 +230,7 @@ class ChunkEncoder:
         frames: list[bytes] = []
         index = facets.index
         held = self._held.get(index)
-        if held is not None and not held.admits(facets):
+        if (held is None and len(self._held) >= MAX_CHOICES) or (held is not None and not held.admits(facets)):
             frames += self.flush()
             held = None
         if held is None:

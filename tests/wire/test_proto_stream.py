@@ -221,6 +221,16 @@ def test_pieces_of_one_call_are_joined_and_calls_are_kept_apart() -> None:
     assert [(call.index, call.id, call.arguments) for call in sent.tool_calls] == [(0, "i", '{"a'), (1, "j", "{}"), (0, "", '":1}')]
 
 
+def test_choices_without_end_are_not_held_without_end() -> None:
+    encoder = ChunkEncoder(Delivery(max_delay_ms=10_000))
+    sent = 0
+    for _ in range(2):
+        for index in range(1000):
+            sent += len(encoder.feed(event("a", index=index), 0))
+    assert len(encoder._held) <= 128
+    assert sent + len(encoder.end()) == 2000
+
+
 def test_a_stream_that_just_stops_has_no_finish() -> None:
     encoder = ChunkEncoder(Delivery())
     out = encoder.feed(event("a"), 0) + encoder.feed(event("b"), 0) + encoder.end()
