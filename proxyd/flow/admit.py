@@ -24,7 +24,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     # Room first: what cannot be served is refused before a byte of its body is read.
     runtime.check_room()
     # Who, before what: nobody unknown makes us read or parse a body.
-    ex.caller = authenticate(runtime, down)
+    ex.caller = await authenticate(runtime, down)
     # What.
     key = key_in(down.headers)
     limits = ex.snapshot.config.limits
@@ -49,8 +49,11 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     return Verdict.RUN
 
 
-def authenticate(runtime: Runtime, down: Downstream) -> Caller:
-    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key."""
+async def authenticate(runtime: Runtime, down: Downstream) -> Caller:
+    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key.
+
+    Awaits, for a credential may be signed with a key that has to be fetched first.
+    """
     snapshot = runtime.snapshot
     if snapshot.anyone is not None:
         return snapshot.anyone

@@ -52,16 +52,16 @@ def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
     down.reply(503 if reasons else 200, [JSON], orjson.dumps(document))
 
 
-def models(runtime: Runtime, down: Downstream, _argument: str) -> None:
+async def models(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """List the route table as OpenAI lists models: what this caller may use."""
-    caller = authenticate(runtime, down)
+    caller = await authenticate(runtime, down)
     listed = [_model(name, runtime) for name in runtime.snapshot.routes.listed(caller)]
     down.reply(200, [JSON], orjson.dumps({"object": "list", "data": listed}))
 
 
-def model(runtime: Runtime, down: Downstream, argument: str) -> None:
+async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
     """Show one model; ids may hold slashes, encoded or raw."""
-    caller = authenticate(runtime, down)
+    caller = await authenticate(runtime, down)
     routes = runtime.snapshot.routes
     if routes.resolve(argument) is None or not routes.allowed(caller, argument):
         raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")

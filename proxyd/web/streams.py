@@ -43,7 +43,7 @@ async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
 
 async def _find(runtime: Runtime, down: Downstream, name: str) -> tuple[Broadcast, Exchange | None]:
     """The stream of that request id or key. Raises ProxyError not_found, stream_forbidden, stream_conflict, stream_gone."""
-    caller = authenticate(runtime, down)
+    caller = await authenticate(runtime, down)
     ex = runtime.running.find(caller.name, name)
     if ex is not None and ex.broadcast is not None:
         if ex.broadcast.caller != caller.name:
