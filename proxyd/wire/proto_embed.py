@@ -102,6 +102,7 @@ def embeddings(body: bytes, encoding: int = FLOAT32) -> bytes:
     """
     message = chat_pb2.CreateEmbeddingsResponse()
     try:
+        body.decode()  # see proto_reply.completion
         members = open_object(body)
         data = plain(members.pop("data", b"null"))
         for place, entry in enumerate(data):

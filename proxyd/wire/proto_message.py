@@ -25,7 +25,7 @@ _RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW_LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _ROLES = {name: number for number, name in proto.ROLES.items()}
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,([A-Za-z0-9+/=]*)", re.ASCII)
-JSON_ERRORS = (msgspec.DecodeError, orjson.JSONDecodeError, RecursionError)
+JSON_ERRORS = (msgspec.DecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError)
 
 Members = dict[str, bytes]
 

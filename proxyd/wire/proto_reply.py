@@ -46,11 +46,12 @@ def completion(body: bytes, delivery: Delivery, *, handle: bytes = b"", tokenize
     """
     message = chat_pb2.ChatCompletion(handle=handle)
     try:
+        body.decode()  # values are kept as they are, so what is not UTF-8 has to be found here
         members = open_object(body)
         for entry in open_list(members.pop("choices", b"")):
             _choice(message.choices.add(), entry, delivery, tokenize if delivery.tokens else None)
         report = plain(members.pop("usage", b"null"))
-    except Misfit:
+    except (Misfit, UnicodeDecodeError):
         raise ProxyError("upstream_bad_response", "The upstream's answer is not a chat completion.") from None
     fill_usage(message.usage, report, full=bool(delivery.full))
     if not message.usage.ByteSize():

@@ -151,3 +151,8 @@ def test_messages_that_do_not_fit_at_all_are_kept_as_they_are() -> None:
 def test_the_kitchen_sink_keeps_every_member() -> None:
     twin = proto.chat(proto_ask.chat_message(sample("requests/kitchen-sink.json")).SerializeToString()).body
     assert without_nulls(json.loads(twin)) == without_nulls(json.loads(sample("requests/kitchen-sink.json")))
+
+
+@pytest.mark.parametrize("body", [b'{"\x8f":1}', b'{"a":"\xff"}', b'{"messages":[{"\x8f":1}]}', b'{"messages":[{"x":"\xff"}]}'])
+def test_what_is_not_utf_8_is_refused(body: bytes) -> None:
+    assert status_of(proto_ask.chat_message, body) == status_of(proto_ask.canonical, body) == 400

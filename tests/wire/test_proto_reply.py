@@ -87,7 +87,19 @@ def test_token_ids_stand_for_text_where_they_are_allowed() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"null", b'{"choices":1}', b'{"choices":[1]}', b'{"id":"x"}', b'{"choices":[{"message":"x"}]}', b"<html>", b"[" * 9999],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'{"choices":1}',
+        b'{"choices":[1]}',
+        b'{"id":"x"}',
+        b'{"choices":[{"message":"x"}]}',
+        b"<html>",
+        b'{"\x8f":1,"choices":[]}',
+        b'{"choices":[{"x":"\xff"}]}',
+        b"[" * 9999,
+    ],
 )
 def test_what_is_no_completion_is_the_upstreams_fault(body: bytes) -> None:
     with pytest.raises(ProxyError) as failed:
