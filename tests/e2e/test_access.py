@@ -14,9 +14,9 @@ except ImportError:  # before Python 3.14
     from backports import zstd
 
 from tests.e2e.client import Answer, Visit, ask, chat, request, send
-from tests.e2e.conftest import Rig
-from tests.origin import Ending, Origin, completion, whole
-from tests.process import KEY, Child, Daemon, settings
+from tests.e2e.conftest import at, rigged
+from tests.origin import Ending, completion, whole
+from tests.process import KEY, Child, Daemon
 
 SQUEEZE = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}
 PATH = "/v1/chat/completions"
@@ -26,29 +26,19 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory):
     """Three callers, a route table with slashes, an alias and a pattern, and a small bound for bodies."""
-    origin = Origin()
-    origin.on("*", whole(completion("hi")))
     keys = [
         {"name": "tester", "key": KEY},
         {"name": "narrow", "key": "narrow-key-0123456789", "models": ["small", "org/*"]},
     ]
-    daemon = Daemon(
-        tmp_path_factory.mktemp("access"),
-        settings(
-            upstreams={"origin": {"kind": "openai", "base_url": origin.url}},
-            models={"small": "origin", "large": "origin", "org/name:tag": "origin", "hf/*": {"upstream": "origin", "strip_prefix": "hf/"}},
-            aliases={"gpt-3.5-turbo": "small"},
-            auth={"keys": keys},
-            limits={"body": "1MiB", "header_timeout": "1s", "body_timeout": "1s"},
-        ),
-    )
-    try:
-        yield Rig(daemon.start(), origin)
-        daemon.stop()
-    finally:
-        if daemon.child is not None:
-            daemon.child.end()
-        origin.close()
+    config = {
+        "models": {"small": "origin", "large": "origin", "org/name:tag": "origin", "hf/*": {"upstream": "origin", "strip_prefix": "hf/"}},
+        "aliases": {"gpt-3.5-turbo": "small"},
+        "auth": {"keys": keys},
+        "limits": {"body": "1MiB", "header_timeout": "1s", "body_timeout": "1s"},
+    }
+    with rigged(tmp_path_factory.mktemp("access"), lambda origin: {"upstreams": {"origin": at(origin)}, **config}) as found:
+        found.origin.on("*", whole(completion("hi")))
+        yield found
 
 
 def refused(answer: Answer, status: int, code: str) -> dict:

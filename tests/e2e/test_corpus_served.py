@@ -5,10 +5,8 @@ import json
 import pytest
 
 from tests.e2e.client import ask
-from tests.e2e.conftest import Rig
+from tests.e2e.conftest import Rig, at, rigged
 from tests.e2e.corpus import Case, cases, whole_events
-from tests.origin import Origin
-from tests.process import Daemon, settings
 
 SIZES = (1, 7, 4096)
 CASES = cases()
@@ -26,19 +24,12 @@ def _runs(case: Case) -> list[str]:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory):
     """An upstream of its own for each case and size, so that no case's failures open a breaker for another."""
-    origin = Origin()
     runs = [run for case in CASES for run in _runs(case)]
-    upstreams = {run: {"kind": "openai", "base_url": origin.url, "api_key": "upstream-secret-0123456789"} for run in runs}
     models = {run: {"upstream": run, "retry": {"attempts": 1}} for run in runs}
-    daemon = Daemon(tmp_path_factory.mktemp("corpus"), settings(upstreams=upstreams, models=models))
-    try:
-        yield Rig(daemon.start(), origin)
-        daemon.stop()
-    finally:
-        if daemon.child is not None:
-            daemon.child.end()
-        origin.close()
-    assert origin.violations == []
+    with rigged(
+        tmp_path_factory.mktemp("corpus"), lambda origin: {"upstreams": {run: at(origin) for run in runs}, "models": models}
+    ) as found:
+        yield found
 
 
 async def _served(rig: Rig, case: Case, size: int):
