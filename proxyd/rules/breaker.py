@@ -44,11 +44,11 @@ class Event(enum.StrEnum):
 class Settings:
     """When to open, and for how long."""
 
-    failures: int = 5
+    failures: int = 10
     """In a row, blamed on the upstream."""
-    rest: float = 5.0
+    rest: float = 1.0
     """Seconds of the first rest; doubles with each probe that fails."""
-    longest: float = 60.0
+    longest: float = 30.0
     """Seconds; a longer `Retry-After` is obeyed all the same."""
     patience: float = 60.0
     """Seconds that a probe may take before another one is let through beside it."""
@@ -85,6 +85,9 @@ def event_of(error: ProxyError | None) -> Event:
     """Judge how a call ended, for its upstream: None is a success, and so is every answer that blames the client."""
     if error is None or error.code == "upstream_refused":
         return Event.SUCCEEDED
+    # A 429 is about one account's or one model's share, and its Retry-After is obeyed by `retry`: the upstream itself is well.
+    if error.status == 429:
+        return Event.ABANDONED
     # A dead pooled connection says that the upstream has closed it, as it may; the fresh one will tell.
     if error.blame is Blame.UPSTREAM and error.code != "upstream_stale":
         return Event.FAILED
