@@ -142,8 +142,8 @@ def _crowd(stage: Stage, crowd: tuple[int, int, float]) -> None:
         if heavy and crowd != stage.sizes.crowds[0]:
             return
         count, rate, ramp = HEAVY_CROWD if heavy else crowd
-        # A stream has to outlast the window, whenever it began; half a second stands for the warm-up and the connecting.
-        events = int(rate * (ramp + seconds + 1.0))
+        # A stream has to outlast the window, though it began first and the last one was slow to begin.
+        events = int(rate * (2 * ramp + seconds + 1.0))
         seen = drive(proxy, Job("streams", connections=count, seconds=seconds, count=events, rate=rate, ramp=ramp))
         stage.board.add(f"{crowd[0]}×{crowd[1]}/s", proxy.contestant.name, _event_figures(seen))
 
@@ -157,6 +157,7 @@ def _event_figures(seen: Seen) -> Figures:
         "p50": seen.p50_us,
         "p99": seen.p99_us,
         "idle_share": seen.machine_idle,
+        "ended_early": seen.ended_early,
     }
 
 
