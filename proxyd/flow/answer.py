@@ -136,7 +136,7 @@ class Answer:
         """Let go of the upstream; a running answer is broken off, which stops it."""
         if self._grace is not None:
             self._grace.cancel()
-        if self.call is not None:
+        if self.call is not None and not self.over:  # after its end the connection carries somebody else's call
             self.call.close()
 
     # Flow control: the client's connection steers this.

@@ -232,9 +232,9 @@ async def test_weights_share_the_requests(rig):
 
 
 async def test_a_connection_limit_makes_requests_wait_their_turn(rig):
-    gate = Gate()
+    gate, later = Gate(), Gate()
     rig.origin.on("held", stream(delta("a"), gate, DONE))
-    rig.origin.on("next", whole(completion("hi")))
+    rig.origin.on("next", [later, *whole(completion("hi"))])
     held = await (await Visit.open(rig.url)).post(PATH, chat("held", stream=True))
     await held.head()
     await held.until(delta("a"))
@@ -243,6 +243,10 @@ async def test_a_connection_limit_makes_requests_wait_their_turn(rig):
     assert not rig.origin.asked("next")
     gate.open()
     assert (await held.rest()).whole
+    await happens(later.reached)
+    # The first exchange is over to its last line: nothing of it may touch the connection that the second one now has.
+    assert (await ask(rig.url, "/health", method="GET")).status == 200
+    later.open()
     assert (await waiting.rest()).body == completion("hi")
     assert rig.origin.asked("next")[0].connection is rig.origin.asked("held")[0].connection
     await held.leave()
