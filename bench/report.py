@@ -82,7 +82,8 @@ def _streams(board: Board, scene: str) -> Table:
     rows = []
     for name in board.rounds[scene]:
         added = [_added(board, scene, name, key) for key in ("p50", "p99")]
-        rows.append([name, _shown(board.median(scene, name, "per_second")), *_cpu(board, scene, name), *added])
+        steady = "" if not board.median(scene, name, "ended_early") else " (not steady)"
+        rows.append([name + steady, _shown(board.median(scene, name, "per_second")), *_cpu(board, scene, name), *added])
     count, _, rate = scene.partition("×")
     title = f"Streams: {int(count):,} at once, each {rate.removesuffix('/s')} events a second"
     return Table(title, ["proxy", "events/s", "CPU µs/event", "× nginx", "added p50 µs", "added p99 µs"], rows)
