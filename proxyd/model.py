@@ -81,6 +81,9 @@ class Usage:
     total_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +100,8 @@ class Reading:
     had_error: bool = False
     complete: bool = False
     """A whole successful answer arrived."""
+    service_tier: str | None = None
+    """What the answer was served as (`flex`, `priority`, …), as the upstream last said."""
 
 
 @dataclass(slots=True)
@@ -123,11 +128,15 @@ class LedgerRow:
     upstream_request_id: str | None = None
     usage: Usage = Usage()
     tokens_source: Source = Source.NONE
+    service_tier: str | None = None
+    """As the upstream said; a price may depend on it."""
     cost_nano: int | None = None
     """10⁻⁹ of the currency; None, never 0, where no price is known."""
     currency: str | None = None
     price_source: str | None = None
+    """`config`, or the list and its version (`genai-prices 0.2.3`)."""
     price_version: str | None = None
+    """A digest of the very rates that were applied."""
     status: int | None = None
     """The HTTP status of the answer; 499 when the client left before there was one."""
     error: str | None = None

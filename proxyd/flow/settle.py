@@ -110,6 +110,7 @@ def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
     if answer.meter is not None:
         reading = answer.meter.read()
         row.upstream_model = reading.model or row.upstream_model
+        row.service_tier = reading.service_tier
         row.finish_reason = next((reason for _, reason in sorted(reading.finish_reasons.items()) if reason), None)
         if reading.usage is not None:
             row.usage, row.tokens_source = reading.usage, Source.UPSTREAM

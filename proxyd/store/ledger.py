@@ -22,7 +22,8 @@ FIXED = ("id", "request_id", "attempt", "caller", "endpoint", "protocol", "model
 
 GROWING = (
     *("state", "conversation_id", "upstream_model", "upstream_request_id"),
-    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens", "tokens_source"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+    *("cache_write_tokens", "audio_input_tokens", "audio_output_tokens", "tokens_source", "service_tier"),
     *("cost_nano", "currency", "price_source", "price_version"),
     *("status", "error", "finish_reason", "bytes_in", "bytes_out", "ttft_ms", "latency_ms", "settled_at"),
 )
@@ -168,7 +169,8 @@ def _growing(row: LedgerRow) -> tuple[Value, ...]:
     return (
         row.state.value, row.conversation_id, row.upstream_model, row.upstream_request_id,
         usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.cached_tokens, usage.reasoning_tokens,
-        row.tokens_source.value, row.cost_nano, row.currency, row.price_source, row.price_version,
+        usage.cache_write_tokens, usage.audio_input_tokens, usage.audio_output_tokens, row.tokens_source.value, row.service_tier,
+        row.cost_nano, row.currency, row.price_source, row.price_version,
         row.status, row.error, row.finish_reason, row.bytes_in, row.bytes_out, row.ttft_ms, row.latency_ms, row.settled_at,
     )
     # fmt: on

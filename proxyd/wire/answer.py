@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxyd.model import Reading, Usage
+from proxyd.model import Reading
 from proxyd.wire.usage import timings_usage, usage_of
 
 if TYPE_CHECKING:
+    from proxyd.model import Usage
     from proxyd.wire.usage import Fault
 
 MAX_CHOICES = 1024
 """Choices beyond this many are not told apart: nobody asks for so many, and memory stays bounded."""
+
+
+MAX_TIER = 32
+"""Characters of a service tier; what is longer is none."""
 
 
 class Choice:
@@ -47,6 +53,7 @@ class Answer:
         "model",
         "own_ending",
         "room",
+        "service_tier",
         "terminal",
         "text_lost",
         "timings",
@@ -55,6 +62,8 @@ class Answer:
 
     def __init__(self, *, embeds: bool = False, text_limit: int = 4 << 20) -> None:
         self.model: str | None = None
+        self.service_tier: str | None = None
+        """What the answer was served as, as was last said."""
         self.fault: Fault | None = None
         """The first in-band error."""
         self.terminal = False
@@ -85,13 +94,14 @@ class Answer:
             usage = timings_usage(self.timings)
         if usage is not None and self.embeds and usage.completion_tokens is None:
             prompt, total = usage.prompt_tokens, usage.total_tokens
-            usage = Usage(prompt, 0, prompt if total is None else total, usage.cached_tokens, usage.reasoning_tokens)
+            usage = replace(usage, completion_tokens=0, total_tokens=prompt if total is None else total)
         choices = sorted(self.choices.items())
         return Reading(
             model=self.model,
             usage=usage,
             finish_reasons={index: choice.finish for index, choice in choices} if self.finishes else {},
             text_by_choice={index: _whole(choice.text.getvalue()) for index, choice in choices},
+            service_tier=self.service_tier,
         )
 
     def produced(self) -> str:
@@ -150,6 +160,11 @@ class Answer:
         if self.model is None and isinstance(name, str) and name:
             self.model = _whole(name)
 
+    def serve(self, tier: object) -> None:
+        """A service tier, if it is one; the last one counts, as the first may be what was asked for."""
+        if isinstance(tier, str) and 0 < len(tier) <= MAX_TIER and tier.isascii():
+            self.service_tier = tier
+
     def report(self, usage: Usage | None) -> None:
         """A usage report: it replaces earlier ones, never adds; None is none."""
         if usage is not None:
@@ -158,6 +173,7 @@ class Answer:
     def merge_anthropic(self, report: object) -> None:
         """A usage object of Anthropic's stream: it amends earlier ones, member by member."""
         if isinstance(report, dict):
+            self.serve(report.get("service_tier"))
             self.anthropic.update({key: value for key, value in report.items() if value is not None and len(key) < 64})
             self.report(usage_of(self.anthropic))
 

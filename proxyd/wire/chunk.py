@@ -49,6 +49,7 @@ class NamedChunk(Chunk, gc=False):
     """The same with the model's name, for as long as that is not known."""
 
     model: str | None = None
+    service_tier: str | None = None
 
 
 decode_named = msgspec.json.Decoder(NamedChunk).decode

@@ -27,7 +27,7 @@ _LARGE = 1 << 16
 # The members that anything here reads. In a large body the others (vectors, images) are skipped, not decoded.
 _MEMBERS = frozenset(
     (
-        *("model", "usage", "choices", "error", "object", "type", "code", "error_type", "x_groq", "timings"),
+        *("service_tier", "model", "usage", "choices", "error", "object", "type", "code", "error_type", "x_groq", "timings"),
         *("message", "response", "thinking", "done", "done_reason", "prompt_eval_count", "eval_count"),
         *("output", "status", "incomplete_details", "content", "stop_reason", "text", "generated_text", "details"),
     )
@@ -58,6 +58,7 @@ def read_event(answer: Answer, payload: bytes | bytearray, name: bytes = b"") ->
         if answer.model is None:
             named = decode_named(payload)
             answer.name_model(named.model)
+            answer.serve(named.service_tier)
             chunk: Chunk = named
         else:
             chunk = decode_chunk(payload)
@@ -151,6 +152,7 @@ def _choices(answer: Answer, doc: Doc, choices: list[object]) -> Mark:
     """A chunk or a whole body of chat or completions, with everything that gateways put into one."""
     answer.chat = answer.finishes = True
     x_groq, timings = doc.get("x_groq"), doc.get("timings")
+    answer.serve(doc.get("service_tier"))
     if isinstance(x_groq, dict):
         answer.report(usage_of(x_groq.get("usage")))
     for place, got in enumerate(choices):
@@ -245,6 +247,7 @@ def _response(answer: Answer, doc: Doc) -> Mark:
     if status == "incomplete" and isinstance(why, dict) and why.get("reason"):
         status = why.get("reason")
     answer.finish(choice, status)
+    answer.serve(doc.get("service_tier"))
     answer.report(usage_of(doc.get("usage")))
     output = doc.get("output")
     for item in output if silent and isinstance(output, list) else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxyd.model import Usage
 
@@ -57,8 +57,20 @@ def usage_of(report: object) -> Usage | None:
     reasoning = _detail(report, _COMPLETION_DETAILS, "reasoning_tokens")
     if reasoning is None:
         reasoning = _detail(report, ("output_tokens_details",), "thinking_tokens")
-    total = count_of(report.get("total_tokens"))
-    return reported(Usage(prompt, _first(report, _COMPLETION), total, cached, reasoning))
+    written = count_of(report.get(_CACHE_WRITTEN))
+    if written is None:
+        written = _detail(report, _PROMPT_DETAILS, "cache_write_tokens")  # OpenRouter
+    usage = Usage(
+        prompt,
+        _first(report, _COMPLETION),
+        count_of(report.get("total_tokens")),
+        cached,
+        reasoning,
+        written,
+        _detail(report, _PROMPT_DETAILS, "audio_tokens"),
+        _detail(report, _COMPLETION_DETAILS, "audio_tokens"),
+    )
+    return reported(usage)
 
 
 def reported(usage: Usage) -> Usage | None:
@@ -67,7 +79,7 @@ def reported(usage: Usage) -> Usage | None:
     if not (prompt or completion or total or usage.cached_tokens or usage.reasoning_tokens):
         return None
     if total is None and prompt is not None and completion is not None:
-        return Usage(prompt, completion, prompt + completion, usage.cached_tokens, usage.reasoning_tokens)
+        return replace(usage, total_tokens=prompt + completion)
     return usage
 
 

@@ -58,7 +58,8 @@ async def test_the_row_has_every_column_of_the_table_and_every_value_comes_back(
     assert columns == {*FIXED, *GROWING}
     row = settled(
         opened(ledger.next_id(), conversation_id="c_1"),
-        *(State.CANCELLED, Usage(1, 2, 3, 4, 5)),
+        *(State.CANCELLED, Usage(1, 2, 3, 4, 5, 6, 7, 8)),
+        service_tier="flex",
         upstream_request_id="u",
         cost_nano=10,
         currency="USD",

@@ -62,11 +62,16 @@ def run(meter: Meter, pieces: list[bytes], *, clean: bool) -> tuple[bytes, bytes
     return left, meter.take_held()
 
 
+PRICED_PARTS = ("cache_write_tokens", "audio_input_tokens", "audio_output_tokens")
+"""Read for prices only; the corpus says nothing of them."""
+
+
 def facts(reading: Reading) -> dict:
     """A reading in the sidecars' shape."""
     got = asdict(reading)
+    got.pop("service_tier")
     usage = got.pop("usage") or asdict(Usage())
-    got.update(usage)
+    got.update({name: count for name, count in usage.items() if name not in PRICED_PARTS})
     for member in ("finish_reasons", "text_by_choice"):
         got[member] = {str(index): value for index, value in got[member].items()}
     return got
@@ -578,3 +583,27 @@ def test_work_is_linear_in_a_large_event_fed_byte_by_byte(monkeypatch):
 )
 def test_the_framing_is_told_by_the_type_and_in_doubt_by_the_bytes(content_type, streamed, head, expected):
     assert format_of(content_type, streamed=streamed, head=head) is expected
+
+
+@pytest.mark.parametrize(
+    ("form", "parts", "tier"),
+    [
+        (Format.SSE, [chunk(), b'data: {"choices":[],"usage":{"prompt_tokens":1},"service_tier":"flex"}\n\n'], "flex"),
+        (
+            Format.SSE,
+            [b'data: {"model":"m","service_tier":"auto","choices":[]}\n\n', USAGE.replace(b"{", b'{"service_tier":"default",', 1)],
+            "default",
+        ),
+        (Format.SSE, [b'data: {"model":"m","service_tier":"priority","choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'], "priority"),
+        (Format.SSE, [b'data: {"type":"response.completed","response":{"status":"completed","service_tier":"flex"}}\n\n'], "flex"),
+        (Format.SSE, [b'data: {"type":"message_start","message":{"usage":{"input_tokens":1,"service_tier":"standard"}}}\n\n'], "standard"),
+        (Format.JSON, [b'{"choices":[],"service_tier":"flex"}'], "flex"),
+        (Format.JSON, [b'{"choices":[],"service_tier":null}'], None),
+        (Format.JSON, [b'{"choices":[],"service_tier":"' + b"x" * 33 + b'"}'], None),
+        (Format.JSON, [b'{"choices":[],"service_tier":7}'], None),
+    ],
+)
+def test_what_the_answer_was_served_as_is_read_and_the_last_word_counts(form, parts, tier):
+    meter = Meter(form)
+    run(meter, parts, clean=True)
+    assert meter.read().service_tier == tier

@@ -46,11 +46,23 @@ def test_only_what_can_be_a_count_is_one(value, count):
         ({"prompt_tokens": None, "input_tokens": 4, "output_tokens": 1}, Usage(4, 1, 5)),
         ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": None}, "prompt_cache_hit_tokens": 3}, Usage(5, cached_tokens=3)),
         ({"prompt_tokens": 5, "prompt_tokens_details": "many"}, Usage(5)),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "prompt_tokens_details": {"audio_tokens": 3, "cache_write_tokens": 2},
+                "completion_tokens_details": {"audio_tokens": 1},
+            },
+            Usage(9, 4, 13, cache_write_tokens=2, audio_input_tokens=3, audio_output_tokens=1),
+        ),
         # LiteLLM passes Anthropic's members on beside OpenAI's, whose prompt_tokens hold them already.
-        ({"prompt_tokens": 9, "completion_tokens": 1, "cache_read_input_tokens": 6, "cache_creation_input_tokens": 0}, Usage(9, 1, 10, 6)),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "cache_read_input_tokens": 6, "cache_creation_input_tokens": 0},
+            Usage(9, 1, 10, 6, None, 0),
+        ),
         (
             {"input_tokens": 1, "cache_creation_input_tokens": 10, "cache_read_input_tokens": 100, "output_tokens": 5},
-            Usage(111, 5, 116, 100),
+            Usage(111, 5, 116, 100, None, 10),
         ),
     ],
 )
