@@ -18,6 +18,10 @@ TEST_KEY = "test-key"  # known to everybody, on purpose
 """The one API key, of the caller `test`, that `environment: test` has when the file names none."""
 
 
+FIXED_MEMBERS = frozenset({"model", "stream"})
+"""What a route's `set`, `force` and `drop` must leave alone: the exchange is run by them."""
+
+
 def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bool = False) -> Meta:
     """Describe a field; `unit` is `duration`, `size`, or absent. A `secret` is shown nowhere."""
     return Meta(description=text, extra={"boot": boot, "unit": unit, "secret": secret})

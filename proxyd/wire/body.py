@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 
+from proxyd.config.schema import FIXED_MEMBERS
 from proxyd.errors import ProxyError
 from proxyd.model import Ask, Endpoint
 
@@ -27,8 +28,6 @@ MAX_MODEL_NAME = 256
 """Characters of a model name."""
 MAX_COUNT = 2**31 - 1
 """Of `n`, `max_tokens` and `max_completion_tokens`; what the upstreams' own integers hold."""
-FIXED_MEMBERS = frozenset({"model", "stream"})
-"""What a route's `set`, `force` and `drop` must leave alone: the exchange is run by them."""
 
 T = TypeVar("T")
 _TRUE = Raw(b"true")
