@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxyd.config.address import Address, parse_address
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
-from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Upstream
+from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Upstream
 from proxyd.config.tree import Scalar, shown
 
 if TYPE_CHECKING:
@@ -125,14 +125,19 @@ def _routes(draft: Draft) -> None:
         _prefix(draft, (*path, "strip_prefix"), name, route.strip_prefix)
         for at, condition in draft.items((*path, "retry", "on"), route.retry.on):
             _retry(draft, at, condition)
-        for section in ("set", "force"):
-            for key in FIXED_MEMBERS & getattr(route, section).keys():
-                draft.mistake((*path, section), f"'{section}' may not hold {key!r}: it steers the exchange; a target's 'model' renames")
-        for at, key in draft.items((*path, "drop"), route.drop):
-            if key in FIXED_MEMBERS:
-                draft.mistake(at, f"{draft.written(at)} cannot be dropped: it steers the exchange")
-            if key in route.force or key in route.set:
-                draft.mistake(at, f"{draft.written(at)} is both added and dropped")
+        _edits(draft, path, route)
+
+
+def _edits(draft: Draft, path: Path, route: Model) -> None:
+    """What a route adds, replaces and removes."""
+    for section in ("set", "force"):
+        for key in FIXED_MEMBERS & getattr(route, section).keys():
+            draft.mistake((*path, section), f"'{section}' may not hold {key!r}: it steers the exchange; a target's 'model' renames")
+    for at, key in draft.items((*path, "drop"), route.drop):
+        if key in FIXED_MEMBERS:
+            draft.mistake(at, f"{draft.written(at)} cannot be dropped: it steers the exchange")
+        elif key in route.force or key in route.set:
+            draft.mistake(at, f"{draft.written(at)} is both added and dropped")
 
 
 def _prefix(draft: Draft, path: Path, name: str, prefix: str | None) -> None:

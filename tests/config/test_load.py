@@ -151,10 +151,10 @@ MISTAKES = [
         ],
     ),
     (BASE + "  x: {upstream: ollama, set: {a: 1}, drop: [b, a]}\n", ["7:48: 'a' is both added and dropped"]),
-    (BASE + "  x: {upstream: ollama, drop: [stream]}\n", ["7:33: 'stream' cannot be dropped: it steers the exchange"]),
+    (BASE + "  x: {upstream: ollama, drop: [stream]}\n", ["7:32: 'stream' cannot be dropped: it steers the exchange"]),
     (
         BASE + "  x: {upstream: ollama, force: {model: y}}\n",
-        ["7:34: 'force' may not hold 'model': it steers the exchange; a target's 'model' renames"],
+        ["7:32: 'force' may not hold 'model': it steers the exchange; a target's 'model' renames"],
     ),
     (BASE + "  x: {upstreams: []}\n", ["7:18: the route names no upstream"]),
     (BASE + "  x: {upstreams: ollama}\n", ["7:18: 'upstreams' is a list: [a, b]; for a single one write 'upstream'"]),
