@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxyd.model import Source
 from proxyd.store.file import read
@@ -41,7 +41,7 @@ class Line:
     requests: int = 0
     """Exchanges with an attempt in the group; a request that was tried three times is one."""
     failed: int = 0
-    """Exchanges of which every attempt in the group failed or was interrupted."""
+    """Exchanges whose last attempt in the group failed or was interrupted."""
     attempts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -72,28 +72,72 @@ class Report:
 
 
 _KEYS = {
-    By.MODEL: "model",
-    By.CALLER: "caller",
-    By.UPSTREAM: "upstream",
-    By.DAY: "date(created_at / 1000000, 'unixepoch')",
-    By.CONVERSATION: "conversation_id",
+    By.MODEL: "{row}.model",
+    By.CALLER: "{row}.caller",
+    By.UPSTREAM: "{row}.upstream",
+    By.DAY: "date({row}.created_at / 1000000, 'unixepoch')",
+    By.CONVERSATION: "{row}.conversation_id",
 }
 
-# Expressions of the table above only; every value is bound. What is `none` has no tokens to price.
-_SUMS = """
-SELECT {key}, count(DISTINCT request_id),
-       count(DISTINCT request_id) - count(DISTINCT CASE WHEN state NOT IN ('failed', 'interrupted') THEN request_id END),
-       count(*), total(prompt_tokens), total(completion_tokens), total(total_tokens), total(cached_tokens), total(reasoning_tokens),
-       {sources},
-       count(CASE WHEN cost_nano IS NULL AND tokens_source <> 'none' THEN 1 END), avg(ttft_ms), avg(latency_ms)
-FROM usage_events WHERE created_at >= ? AND created_at < ? AND (? IS NULL OR caller = ?) GROUP BY 1
+# Expressions of the table above only; every value is bound. An exchange is counted at its first attempt in the group, and
+# failed at its last, each found by the index of request_id: count(DISTINCT request_id) would sort random names. The signs
+# keep the planner from other indexes; CASE evaluates only what it needs, AND and OR do not.
+_EXCHANGES = """
+sum(CASE WHEN attempt = 1 THEN 1
+         ELSE NOT EXISTS (SELECT 1 FROM usage_events AS other WHERE {same} AND other.attempt < event.attempt) END),
+sum(CASE WHEN state NOT IN ('failed', 'interrupted') THEN 0
+         ELSE NOT EXISTS (SELECT 1 FROM usage_events AS other WHERE {same} AND other.attempt > event.attempt) END)
 """
-_COSTS = """
-SELECT {key}, currency, sum(cost_nano) FROM usage_events
-WHERE created_at >= ? AND created_at < ? AND (? IS NULL OR caller = ?) AND cost_nano IS NOT NULL AND currency IS NOT NULL GROUP BY 1, 2
+_SAME = (
+    "other.request_id = event.request_id AND +{other} IS {event} "
+    "AND +other.created_at >= :since AND +other.created_at < :until AND (:caller IS NULL OR +other.caller = :caller)"
+)
+_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+# Counts of the source `none` are no tokens, and need no price. total() gives floats, for it cannot overflow; they are exact up to 2⁵³.
+_REST = f"""
+count(*), {", ".join(f"total({name})" for name in _TOKENS)},
+{", ".join(f"sum(tokens_source = '{source.value}')" for source in Source)},
+sum(cost_nano IS NULL AND tokens_source <> 'none'), count(ttft_ms), total(ttft_ms), count(latency_ms), total(latency_ms), sum(cost_nano)
 """
-_EVERYTHING = "''"
+_FROM = "FROM usage_events AS event WHERE created_at >= :since AND created_at < :until AND (:caller IS NULL OR caller = :caller)"
 _LAST = 2**63 - 1
+
+
+@dataclass(slots=True)
+class _Sums:
+    """A line in the making: the group's rows of one currency after another are added."""
+
+    exchanges: list[int] = field(default_factory=lambda: [0, 0])
+    counts: list[float] = field(default_factory=list)
+    cost_nano: dict[str, int] = field(default_factory=dict)
+
+    def add(self, currency: str | None, exchanges: tuple[int, int], counts: tuple[float, ...], cost: int | None) -> None:
+        self.exchanges = [mine + more for mine, more in zip(self.exchanges, exchanges, strict=True)]
+        self.counts = [mine + more for mine, more in zip(self.counts or [0] * len(counts), counts, strict=True)]
+        if currency is not None and cost is not None:
+            self.cost_nano[currency] = self.cost_nano.get(currency, 0) + cost
+
+    def line(self, key: str | None) -> Line:
+        if not self.counts:
+            return Line(key)
+        attempts, prompt, completion, total, cached, reasoning, *counts = map(int, self.counts[: 6 + len(Source)])
+        unpriced, timed_first, first, timed, took = self.counts[6 + len(Source) :]
+        return Line(
+            key,
+            requests=self.exchanges[0],
+            failed=self.exchanges[1],
+            attempts=attempts,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=total,
+            cached_tokens=cached,
+            reasoning_tokens=reasoning,
+            sources={source: count for source, count in zip(Source, counts, strict=True) if count},
+            cost_nano=dict(sorted(self.cost_nano.items())),
+            unpriced=int(unpriced),
+            ttft_ms=first / timed_first if timed_first else None,
+            latency_ms=took / timed if timed else None,
+        )
 
 
 def report(path: Path, by: By, period: Period, caller: str | None = None) -> Report:
@@ -103,42 +147,24 @@ def report(path: Path, by: By, period: Period, caller: str | None = None) -> Rep
 
 def summed(connection: sqlite3.Connection, by: By, period: Period, caller: str | None = None) -> Report:
     """As `report`, inside a read transaction that there is already. Raises sqlite3.Error."""
-    bounds = (period.since_us or 0, _LAST if period.until_us is None else period.until_us, caller, caller)
-    lines = _lines(connection, _KEYS[by], bounds)
-    total = next(iter(_lines(connection, _EVERYTHING, bounds)), Line(None))
+    bounds = {"since": period.since_us or 0, "until": _LAST if period.until_us is None else period.until_us, "caller": caller}
+    key = _KEYS[by].format(row="event")
+    same = _SAME.format(event=key, other=_KEYS[by].format(row="other"))
+    groups: dict[str | None, _Sums] = {}
+    everything = _Sums()
+    for group, currency, requests, failed, *counts, cost in connection.execute(
+        f"SELECT {key}, currency, {_EXCHANGES.format(same=same)}, {_REST} {_FROM} GROUP BY 1, 2",
+        bounds,
+    ):
+        groups.setdefault(group, _Sums()).add(currency, (requests, failed), tuple(counts), cost)
+        everything.add(currency, (0, 0), tuple(counts), cost)
+    # An exchange may be in several groups: only these two do not add up.
+    same = _SAME.format(event="1", other="1")
+    requests, failed = connection.execute(f"SELECT {_EXCHANGES.format(same=same)} {_FROM}", bounds).fetchone()
+    everything.exchanges = [requests or 0, failed or 0]
+    lines = [sums.line(group) for group, sums in groups.items()]
     if by is By.DAY:
         lines.sort(key=lambda line: line.key or "")
     else:
         lines.sort(key=lambda line: (-line.total_tokens, -line.requests, line.key or ""))
-    return Report(tuple(lines), total)
-
-
-def _lines(connection: sqlite3.Connection, key: str, bounds: tuple[int, int, str | None, str | None]) -> list[Line]:
-    sources = ", ".join(f"count(CASE WHEN tokens_source = '{source.value}' THEN 1 END)" for source in Source)
-    sums = connection.execute(_SUMS.format(key=key, sources=sources), bounds)
-    costs: dict[str | None, dict[str, int]] = {}
-    for group, currency, nano in connection.execute(_COSTS.format(key=key), bounds):
-        costs.setdefault(group, {})[currency] = nano
-    return [_line(row, costs.get(row[0], {})) for row in sums]
-
-
-def _line(row: tuple[Any, ...], costs: dict[str, int]) -> Line:
-    """Make a line of a row of _SUMS. `total()` gives floats, for it cannot overflow; they are exact up to 2⁵³ tokens."""
-    requests, failed, attempts, prompt, completion, total, cached, reasoning = map(int, row[1:9])
-    *counts, unpriced, ttft_ms, latency_ms = row[9:]
-    return Line(
-        row[0],
-        requests=requests,
-        failed=failed,
-        attempts=attempts,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=total,
-        cached_tokens=cached,
-        reasoning_tokens=reasoning,
-        sources={source: count for source, count in zip(Source, counts, strict=True) if count},
-        cost_nano=dict(sorted(costs.items())),
-        unpriced=unpriced,
-        ttft_ms=ttft_ms,
-        latency_ms=latency_ms,
-    )
+    return Report(tuple(lines), everything.line(None))

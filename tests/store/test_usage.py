@@ -80,6 +80,13 @@ async def test_a_request_that_failed_over_failed_at_the_one_and_not_at_the_other
     assert {line.key: (line.requests, line.failed) for line in lines} == {"openai": (1, 1), "ollama": (1, 0)}
 
 
+async def test_a_request_that_failed_every_time_failed_once(tmp_path):
+    rows = [settled(opened(number, "a", attempt=number), State.FAILED) for number in (1, 2, 3)]
+    await write(tmp_path / "l.db", rows)
+    found = report(tmp_path / "l.db", By.MODEL, Period())
+    assert [(line.requests, line.failed, line.attempts) for line in (*found.lines, found.total)] == [(1, 1, 3), (1, 1, 3)]
+
+
 async def test_a_period_takes_its_start_and_leaves_its_end(tmp_path):
     await write(tmp_path / "l.db", sample())
 
