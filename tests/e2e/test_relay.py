@@ -291,12 +291,20 @@ async def test_nobody_listening_is_a_connect_failure(special):
     assert (row["state"], row["error"]) == ("failed", "upstream_connect")
 
 
-async def test_a_silent_stream_is_kept_alive_with_comments_between_events_only(launch, origin):
-    daemon = launch(upstreams={"origin": {"kind": "openai", "base_url": origin.url}}, models={"*": "origin"}, streams={"ping": "50ms"})
+@pytest.fixture(scope="module")
+def pinging(tmp_path_factory):
+    """A daemon that fills every 50 ms of silence with a comment."""
+    with rigged(
+        tmp_path_factory.mktemp("pinging"),
+        lambda origin: {"upstreams": {"origin": at(origin)}, "models": {"*": "origin"}, "streams": {"ping": "50ms"}},
+    ) as found:
+        yield found
+
+
+async def test_a_silent_stream_is_kept_alive_with_comments_between_events_only(pinging):
     gate, later, text = Gate(), Gate(), delta("bcdefghij")
-    origin.on("ping", stream(delta("a"), gate, text[:30], later, text[30:], DONE))
-    visit = await (await Visit.open(daemon.url)).post(PATH, chat("ping", stream=True))
-    await visit.head()
+    pinging.origin.on("ping", stream(delta("a"), gate, text[:30], later, text[30:], DONE))
+    visit = await begin(pinging, "ping")
     await visit.until(b": ping\n\n")
     gate.open()
     await happens(later.reached)
@@ -306,6 +314,20 @@ async def test_a_silent_stream_is_kept_alive_with_comments_between_events_only(l
     assert answer.body.replace(b": ping\n\n", b"") == delta("a") + text + DONE
     blocks = re.split(rb"\n\n", answer.body)
     assert all(block in (b": ping", b"", delta("a")[:-2], text[:-2], DONE[:-2]) for block in blocks), blocks
+    assert answer.whole
+    await visit.leave()
+
+
+async def test_no_comment_falls_into_an_event_too_large_to_be_held_back(pinging):
+    """Such an event passes as it comes, so the silence inside it must stay silent."""
+    later, big = Gate(), delta("x" * MIB)
+    pinging.origin.on("ping-big", stream(delta("a"), big[: MIB // 2], later, big[MIB // 2 :], DONE))
+    visit = await begin(pinging, "ping-big")
+    await visit.until(b"xxx")
+    await asyncio.sleep(0.3)
+    later.open()
+    answer = await visit.rest()
+    assert big in answer.body
     assert answer.whole
     await visit.leave()
 
