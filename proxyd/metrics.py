@@ -136,6 +136,7 @@ class Metrics:
         self._ledger_errors = self._counter("proxyd_ledger_errors_total", "Group commits that failed and will be tried again")
         self._recovered = self._counter("proxyd_ledger_recovered_rows_total", "Rows found open at start and settled as interrupted")
         self._lag = self._histogram("proxyd_loop_lag_seconds", "How late the event loop's heartbeat was", LAG)
+        self._stalls = self._counter("proxyd_loop_stalls_total", "Times that the event loop stalled for over 250 ms; the log names why")
         self._log_dropped = self._counter("proxyd_log_lines_dropped_total", "Log lines lost to a reader that was too slow or failed")
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -284,6 +285,10 @@ class Metrics:
     def loop_lag(self, seconds: float) -> None:
         """Count a heartbeat of the event loop that came `seconds` late."""
         self._lag.observe(seconds)
+
+    def loop_stalled(self) -> None:
+        """Count a stall of the event loop, once it is over."""
+        self._stalls.inc()
 
     def log_dropped(self, total: int) -> None:
         """Take over the log writer's count of lines lost since start (`LineWriter.dropped`)."""

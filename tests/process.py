@@ -12,8 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.origin import HANG
+
+if TYPE_CHECKING:
+    import socket
 
 ROOT = Path(__file__).parent.parent
 KEY = "tester-key-0123456789abcdef"
@@ -37,16 +41,45 @@ def settings(**more: object) -> dict[str, object]:
     return {**base, **more}
 
 
-class Child:
-    """A running command of proxyd; its output is collected line by line, both streams in one list."""
+# What a service manager does between fork and exec (sd_listen_fds(3)): descriptors from 3 on, and whom they are meant for.
+_HAND_OVER = """
+import os, sys
+given = [int(fd) for fd in sys.argv[1].split(",")]
+for place, fd in enumerate(given):
+    os.dup2(fd, 200 + place)
+for place, _ in enumerate(given):
+    os.dup2(200 + place, 3 + place, inheritable=True)
+    os.close(200 + place)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(given))}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
-    def __init__(self, arguments: list[str], folder: Path, environ: dict[str, str] | None = None) -> None:
+
+class Child:
+    """A running command of proxyd; its output is collected line by line, both streams in one list.
+
+    `handed` are listening sockets that it inherits by name, as from systemd.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        folder: Path,
+        environ: dict[str, str] | None = None,
+        handed: dict[str, socket.socket] | None = None,
+    ) -> None:
         env = {"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "LANG": "C.UTF-8"}
         self.lines: list[str] = []
+        command = [sys.executable, "-X", "faulthandler", "-W", "default", "-m", "proxyd", *arguments]
+        fds = [each.fileno() for each in (handed or {}).values()]
+        if handed:
+            env["LISTEN_FDNAMES"] = ":".join(handed)
+            command = [sys.executable, "-S", "-c", _HAND_OVER, ",".join(map(str, fds)), *command]
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-W", "default", "-m", "proxyd", *arguments],
+            command,
             cwd=folder,
             env={**env, **(environ or {})},
+            pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -98,11 +131,18 @@ class Child:
 class Daemon:
     """`proxyd serve` over a folder of its own, which outlives each run."""
 
-    def __init__(self, folder: Path, config: dict[str, object] | str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, object] | str,
+        environ: dict[str, str] | None = None,
+        handed: dict[str, socket.socket] | None = None,
+    ) -> None:
         self.folder = folder
         self.file = folder / "config.yaml"
         self.database = folder / "proxyd.db"
         self.environ = environ
+        self.handed = handed
         self.child: Child | None = None
         self.url = self.ops = ""
         self.write(config)
@@ -113,7 +153,7 @@ class Daemon:
 
     def start(self) -> Daemon:
         """Start it, and return once it listens."""
-        self.child = Child(["serve", "-c", str(self.file)], self.folder, self.environ)
+        self.child = Child(["serve", "-c", str(self.file)], self.folder, self.environ, self.handed)
         try:
             self.url = self.child.expect(_LISTENING)[1].rstrip("/")
             self.ops = self.child.expect(_OPS)[1].rstrip("/")

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     log = configure(style, args.log_level, LineWriter(sys.stderr.fileno()))
 
     async def main() -> None:
-        daemon = process.Daemon(config, path.resolve().parent, environ, Clock())
-        await daemon.start(log.access_line)
+        daemon = process.Daemon(config, path.absolute().parent, environ, Clock())
+        await daemon.start(log)
         daemon.handle_signals()
         announce(daemon)
         await daemon.serve()

@@ -22,7 +22,7 @@ from proxyd.upstream.echo import EchoUpstream
 from proxyd.upstream.http import HttpUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from proxyd.clock import Clock
@@ -41,9 +41,9 @@ class RefusedError(Exception):
         self.reasons = reasons
 
 
-def check(config: Config) -> None:
-    """Refuse to start where that would be unsafe. Raises RefusedError."""
-    reasons = refusals(config)
+def check(config: Config, listen: Sequence[str] | None) -> None:
+    """Refuse to serve where that would be unsafe; `listen` as `safety.refusals` takes it. Raises RefusedError."""
+    reasons = refusals(config, listen)
     if not http_parser.HttpRequestParser.__module__.endswith("_http_parser"):
         reasons.append(
             "aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient"
@@ -75,17 +75,27 @@ def door(spec: Upstream, clock: Clock) -> Door:
 
 
 async def runtime(config: Config, folder: Path, environ: Mapping[str, str], clock: Clock) -> tuple[Runtime, Database, str | None]:
-    """Open the database, and put everything together. Raises RefusedError, StoreError."""
-    check(config)
+    """Open the database, and put everything together. `check` comes first. Raises StoreError."""
     path = database_path(config.storage.url, folder, environ.get("STATE_DIRECTORY"))
     database = Database(path, durability=config.storage.durability, on_failure=config.storage.on_failure, clock=clock)
     await database.open()
     ledger = Ledger(database)
-    await ledger.recover(clock.now_us())
+    recovered = await ledger.recover(clock.now_us())
     key = make_key(config)
     claims = Claims(database)
     await claims.recover()
     made = Runtime(snapshot(config, key), clock, random.SystemRandom(), ledger, Running(claims))
     made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
     made.health = {name: Health() for name in config.upstreams}
+    metrics = made.metrics
+    know(made)
+    metrics.ledger_recovered(recovered)
+    database.observe = lambda seconds, _: metrics.ledger_commit(seconds)
+    database.observe_failure = metrics.ledger_failed
     return made, database, key
+
+
+def know(runtime: Runtime) -> None:
+    """Tell the metrics the names of the configuration, which alone may be labels."""
+    config = runtime.snapshot.config
+    runtime.metrics.know(config.models, config.upstreams)

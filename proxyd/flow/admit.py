@@ -29,6 +29,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     key = key_in(down.headers)
     limits = ex.snapshot.config.limits
     raw = await down.body(limits.body, limits.body_timeout)
+    ex.asked_at = runtime.clock.monotonic()
     ex.ask, ex.raw = body.parse_ask(ex.endpoint, raw), raw
     # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
     # where the caller could know it: both lists come from the route table.

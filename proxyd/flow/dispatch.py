@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxyd.errors import ProxyError
+from proxyd.errors import Blame, ProxyError
 from proxyd.flow.answer import Answer
 from proxyd.flow.settle import settle_attempt
 from proxyd.model import LedgerRow
@@ -33,9 +33,13 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
     """Get an answer under way. Returns it with its first event in hand; raises the last attempt's ProxyError."""
     plan = _plan(ex, runtime)
     history: list[retry.Attempt] = []
+    told = 0
     while True:
         now = runtime.clock.monotonic()
         step = retry.next_step(plan, history, _facts(plan, runtime, now), now, runtime.chance.random())
+        if len(history) > told:  # not twice where a breaker makes us decide anew
+            last, told = history[-1], len(history)
+            runtime.metrics.attempt_failed(ex.label, last.target.upstream, last.error.code, again=not isinstance(step, retry.GiveUp))
         if isinstance(step, retry.GiveUp):
             raise _given_up(history, step)
         if step.wait > 0:
@@ -49,8 +53,8 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             answer = await _attempt(ex, runtime, step.target, fresh=step.fresh)
         except ProxyError as error:
             settle_attempt(ex, error, runtime)
-            if error.code == "ledger_unavailable":
-                raise
+            if error.blame is Blame.US:
+                raise  # no upstream's failure, and no other could do better
             history.append(retry.Attempt(step.target, error, runtime.clock.monotonic()))
         else:
             now = runtime.clock.monotonic()

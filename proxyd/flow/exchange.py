@@ -34,6 +34,8 @@ class Exchange:
     """Wall time."""
 
     # set by admit
+    asked_at: float | None = None
+    """When the whole request had arrived; monotonic seconds."""
     caller: Caller | None = None
     ask: Ask | None = None
     route: Route | None = None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from proxyd.model import Endpoint
     from proxyd.web.downstream import Downstream
 
+    Headers = tuple[tuple[bytes, bytes], ...]
+
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +39,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
     clock = runtime.clock
     ex = Exchange(down.request_id, endpoint, runtime.snapshot, clock.monotonic(), clock.now_us())  # keeps this snapshot
     runtime.active[ex.request_id] = ex
+    runtime.metrics.exchange_begun()
     try:
         verdict = await admit(ex, runtime, down)  # refused here: no upstream ever hears of it
     except BaseException as error:
@@ -44,18 +47,29 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
         ex.client_left = not isinstance(error, Exception)
         _leave(ex, runtime)
         raise
-    if ex.broadcast is None:
-        await serve(ex, runtime, down)
-    elif verdict is Verdict.RUN:
-        ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
-        await ex.broadcast.listen(down)
-    else:
-        ex.replayed = True
-        down.request_id = ex.broadcast.request_id  # the same headers as the first time
-        try:
-            await ex.broadcast.listen(down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
-        finally:
-            _leave(ex, runtime)
+    try:
+        if ex.broadcast is None:
+            await serve(ex, runtime, down)
+        elif verdict is Verdict.RUN:
+            ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
+            await ex.broadcast.listen(down)
+        else:
+            await _again(ex, ex.broadcast, runtime, down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
+    except asyncio.CancelledError:
+        if runtime.cut is None:
+            runtime.metrics.client_disconnected("unary" if ex.ask and not ex.ask.stream else "stream" if down.committed else "wait")
+        raise
+
+
+async def _again(ex: Exchange, broadcast: Broadcast, runtime: Runtime, down: Downstream, *, extra: Headers) -> None:
+    """Give the answer of an earlier exchange, whether it has ended or runs."""
+    ex.replayed = True
+    runtime.metrics.replayed()
+    down.request_id = broadcast.request_id  # the same headers as the first time
+    try:
+        await broadcast.listen(down, extra=extra)
+    finally:
+        _leave(ex, runtime)
 
 
 async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) -> None:
@@ -71,6 +85,10 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         await settle(ex, runtime)
         _break(down, error)
     except asyncio.CancelledError:
+        if runtime.cut is not None:  # not the client left: we do
+            ex.error = runtime.cut
+            _break(down, runtime.cut)
+            raise
         ex.client_left = True
         if ex.row is not None and ex.answer is not None and ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None:
             drained = True

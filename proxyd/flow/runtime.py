@@ -7,7 +7,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxyd import __version__
 from proxyd.errors import ProxyError
+from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
 from proxyd.store.db import StoreError
 from proxyd.wire.tokens import Tokenizers
@@ -70,9 +72,17 @@ class Runtime:
         self.doors: Mapping[str, Door] = {}
         self.health: Mapping[str, Health] = {}
         self.active: dict[str, Exchange] = {}
+        self.stopping = False
+        """Not ready any more; each connection ends with its answer."""
         self.draining = False
+        """No new work."""
+        self.cut: ProxyError | None = None
+        """Set when what still runs is broken off: why."""
+        self.metrics = Metrics(__version__)
+        self.gauges: list[Callable[[], None]] = []
+        """Asked before the metrics are rendered: they set what is only worth knowing then."""
         self.observers: list[Callable[[Ending], None]] = []
-        """Told of each finished exchange: the access line, the metrics."""
+        """Told of each finished exchange: the access line."""
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def new_id(self) -> str:
@@ -90,7 +100,7 @@ class Runtime:
 
     def unready(self) -> list[str]:
         """Why traffic should not come now; empty if it may."""
-        reasons = ["shutting down"] if self.draining else []
+        reasons = ["shutting down"] if self.stopping else []
         if not self.ledger.healthy:
             reasons.append("the database cannot be written")
         return reasons
@@ -100,9 +110,18 @@ class Runtime:
         now = self.clock.monotonic()
         return {name: self.health[name].describe(now) for name in self.doors}
 
+    def measure(self) -> None:
+        """Bring those metrics up to date that are not told of each change."""
+        self.metrics.ledger_queue(self.ledger.backlog)
+        for name, facts in self.upstream_states().items():
+            self.metrics.upstream_state(name, str(facts["state"]))
+        for gauge in self.gauges:
+            gauge()
+
     def observe(self, ex: Exchange, row: LedgerRow | None) -> None:
         """Tell log and metrics of a finished exchange; `row` is None where no upstream was called."""
         ending = _ending(ex, row, self.clock.now_us(), self.clock.monotonic())
+        self.metrics.exchange_ended(ending)
         for observer in self.observers:
             observer(ending)
 
@@ -182,5 +201,17 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
         currency=row.currency if row is not None else None,
         stream_ms=(answer.last_at - first) * 1000 if answer is not None and first is not None and answer.streams else None,
         events=meter.events if meter is not None else 0,
+        overhead_ms=_overhead(ex, now),
         **known,  # type: ignore[arg-type]  # each as the row has it
     )
+
+
+def _overhead(ex: Exchange, now: float) -> float | None:
+    """Milliseconds inside proxyd: from the whole request to the upstream call, and from the answer's last byte to its settlement.
+
+    Without the last group commit, which has a metric of its own. None where it would measure others: no call, several, one that broke.
+    """
+    answer = ex.answer
+    if answer is None or ex.asked_at is None or ex.attempt != 1 or not answer.over or answer.failure is not None:
+        return None
+    return (answer.sent_at - ex.asked_at + now - answer.last_at) * 1000

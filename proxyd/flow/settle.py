@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from proxyd.errors import TABLE, Blame
 from proxyd.model import Endpoint, LedgerRow, Source, State, Usage
 from proxyd.wire.headers import upstream_request_id
 
@@ -53,6 +54,8 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
         runtime.observe(ex, None)
         return OnDisk(claim)
     row.state, row.error = ex.outcome()
+    if row.error is not None and TABLE[row.error].blame is Blame.UPSTREAM:
+        runtime.metrics.attempt_failed(ex.label, row.upstream, row.error, again=False)
     if ex.client_left and not ex.committed:
         row.status = 499
     elif ex.error is not None and not ex.committed:

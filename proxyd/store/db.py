@@ -80,6 +80,8 @@ class Database:
         """Why the disk cannot be written now."""
         self.observe: Callable[[float, int], None] | None = None
         """Told of each commit: how long it took in seconds, and how many writes it held."""
+        self.observe_failure: Callable[[], None] | None = None
+        """Told of each commit that failed."""
         self._pending: dict[Hashable, Entry] = {}
         self._writing = 0
         self._wake = asyncio.Event()
@@ -310,6 +312,8 @@ class Database:
 
     def _failed(self, entries: dict[Hashable, Entry], batch: Batch, error: Exception) -> None:
         """Keep what must not be lost, fail the rest, and let nobody wait for a disk that fails."""
+        if self.observe_failure is not None:
+            self.observe_failure()
         trouble, before = told(error, self.path), self.trouble
         self.trouble = trouble
         # After a failed fsync the kernel may have dropped the pages and call the next one a success: only what a new

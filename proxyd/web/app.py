@@ -97,6 +97,8 @@ class App:
     async def __call__(self, request: web.BaseRequest) -> Sent:
         """Serve one request. Raises nothing but cancellation: the client left."""
         down = Downstream(request, self._runtime.new_id(), self._runtime.clock)
+        if self._runtime.stopping:
+            down.last()
         try:
             self.check(request)
             row, argument = self._find("GET" if request.method == "HEAD" else request.method, request.rel_url.raw_path)
@@ -108,6 +110,8 @@ class App:
                     await waiting
         except ProxyError as error:
             down.refuse(error)
+        if self._runtime.stopping:
+            down.last()
         return down.sent()
 
     def check(self, request: web.BaseRequest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiohttp import web
 
@@ -45,13 +45,26 @@ class Sent:
 class ClientConnection(web.RequestHandler):
     """One connection from a client."""
 
-    __slots__ = ("_address", "_listener", "steered")
+    __slots__ = ("_address", "_listener", "_wire", "asked", "steered")
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
         self._listener = listener
         self._address: str | None = None
+        self._wire: asyncio.Transport | None = None
         self.steered: Steered | None = None
+        self.asked = False
+        """A request has come on it."""
+
+    @property
+    def idle(self) -> bool:
+        """No request is being served, and none has come."""
+        return self._current_request is None and not self._messages
+
+    @property
+    def busy(self) -> bool:
+        """A request is being served, or its answer has not left yet."""
+        return self._current_request is not None or (self._wire is not None and self._wire.get_write_buffer_size() > 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection against its address; close it at once beyond the cap."""
@@ -62,6 +75,7 @@ class ClientConnection(web.RequestHandler):
             transport.abort()  # type: ignore[attr-defined]  # a stream transport
             return
         self._address = address
+        self._wire = cast("asyncio.Transport", transport)
         self._listener.per_address[address] += 1
         super().connection_made(transport)
 
@@ -73,7 +87,7 @@ class ClientConnection(web.RequestHandler):
             if not counts[self._address]:
                 del counts[self._address]
             self._address = None
-        self.steered = None
+        self.steered = self._wire = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -134,3 +148,25 @@ class Listener(web.Server):
     def __call__(self) -> ClientConnection:
         """Make the protocol of one connection."""
         return ClientConnection(self, loop=asyncio.get_running_loop(), **self._settings)
+
+    def close_idle(self) -> None:
+        """Close kept connections that are between two requests; new ones may still say what they want."""
+        for connection in self.clients:
+            if connection.asked and connection.idle:
+                # Not `close`: it would leave the transport open, and drop what is still to come of a running request's body.
+                connection.force_close()
+
+    @property
+    def busy(self) -> bool:
+        """An answer is not out yet."""
+        return any(connection.busy for connection in self.clients)
+
+    @property
+    def expected(self) -> bool:
+        """A client has connected and not asked yet."""
+        return any(not connection.asked for connection in self.clients)
+
+    @property
+    def clients(self) -> list[ClientConnection]:
+        """Those that are open."""
+        return cast("list[ClientConnection]", list(self._connections))

@@ -36,6 +36,7 @@ class Downstream:
     def __init__(self, request: web.BaseRequest, request_id: str, clock: Clock) -> None:
         self._request = request
         self._connection = cast("ClientConnection", request.protocol)
+        self._connection.asked = True
         self._transport = cast("asyncio.Transport", request.transport)
         self._clock = clock
         self.request_id = request_id
@@ -175,6 +176,10 @@ class Downstream:
             steered.pause()
 
     # For the room itself.
+
+    def last(self) -> None:
+        """The connection ends with this answer, and says so if it has not begun."""
+        self._keep_alive = False
 
     def sent(self) -> Sent:
         """What to hand back to aiohttp when the exchange is over."""

@@ -1,0 +1,79 @@
+"""Where clients come in: an address of our own, or a socket that the supervisor holds for us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxyd.web.connection import Listener
+
+BACKLOG = 128
+"""Connections the kernel holds before they are accepted. A longer queue melts the loop when descriptors run out (cpython#151615)."""
+HANDED_BACKLOG = 4096
+"""The same for a socket that outlives us: who comes while proxyd restarts waits there (the kernel caps it at net.core.somaxconn)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A listening address. `close` stops accepting; connections that were accepted live on."""
+
+    listener: Listener
+    server: asyncio.Server
+    url: str
+    handed: bool
+    """Somebody else holds the socket too: who connects while we do not accept waits for our successor."""
+    file: Path | None = None
+    """The Unix socket that we made, and take away."""
+
+    def close(self) -> None:
+        """Accept no more."""
+        self.server.close()
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+
+async def open_port(address: str, listener: Listener, handed: socket.socket | None) -> Port:
+    """Listen on the configuration's address, or on the socket that was handed over in its place. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    if handed is not None:
+        handed.setblocking(False)
+        make = loop.create_unix_server if handed.family == socket.AF_UNIX else loop.create_server
+        server = await make(listener, sock=handed, backlog=BACKLOG)
+        handed.listen(HANDED_BACKLOG)  # asyncio accepts as many at once as it was told, and has told the kernel the same
+        return Port(listener, server, _url(handed.getsockname()), handed=True)
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        _unlink_stale(path)
+        server = await loop.create_unix_server(listener, str(path), backlog=BACKLOG)
+        return Port(listener, server, address, handed=False, file=path)
+    host, _, port = address.rpartition(":")
+    server = await loop.create_server(listener, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_address=True)
+    return Port(listener, server, _url(server.sockets[0].getsockname()), handed=False)
+
+
+def address_of(handed: socket.socket) -> str:
+    """The address of a socket as the configuration would write it."""
+    name = handed.getsockname()
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return f"unix:{name.decode() if isinstance(name, bytes) else name}"
+
+
+def _url(name: tuple[str, int] | str | bytes) -> str:
+    if isinstance(name, tuple):
+        return f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}"
+    return f"unix:{name.decode() if isinstance(name, bytes) else name}"
+
+
+def _unlink_stale(path: Path) -> None:
+    """Remove the socket file that an earlier run left; anything else at that path stays, and binding says so."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()

@@ -1,0 +1,382 @@
+"""The process as a service manager sees it: it says how it is, takes over sockets, and leaves without turning anybody away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.client import Visit, ask, becomes, chat, happens, send
+from tests.e2e.client import request as raw
+from tests.origin import DONE, HANG, Gate, completion, delta, stream, whole
+from tests.process import Child, Daemon, settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from tests.origin import Origin
+
+PATH = "/v1/chat/completions"
+
+
+def service(origin: Origin, **more: object) -> dict[str, object]:
+    return settings(upstreams={"origin": {"kind": "openai", "base_url": origin.url}}, models={"*": "origin"}, **more)
+
+
+@pytest.fixture
+def held() -> Iterator[socket.socket]:
+    """A listening socket, as systemd holds it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as made:
+        yield made
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Start daemons of one folder, one after the other."""
+    running: list[Daemon] = []
+
+    def begin(config: dict[str, object], **more: object) -> Daemon:
+        running.append(Daemon(tmp_path, config, **more))  # type: ignore[arg-type]
+        return running[-1].start()
+
+    yield begin
+    for daemon in running:
+        if daemon.child is not None and daemon.child.process.poll() is None:
+            daemon.stop()
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[..., Awaitable[Visit]]]:
+    """Open connections that are closed at the end."""
+    visits: list[Visit] = []
+
+    async def visit(url: str, **more: int) -> Visit:
+        visits.append(await Visit.open(url, **more))
+        return visits[-1]
+
+    yield visit
+    for each in visits:
+        await each.leave()
+
+
+def url_of(held: socket.socket) -> str:
+    return f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+class Manager:
+    """The other end of NOTIFY_SOCKET."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(HANG)
+        self.heard: list[str] = []
+
+    def until(self, line: str) -> list[str]:
+        """Read datagrams until one holds this line; its lines."""
+        while True:
+            lines = self._socket.recv(4096).decode().split("\n")
+            self.heard.append("\n".join(lines))
+            if any(each.startswith(line) for each in lines):
+                return lines
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path / "notify")
+    yield made
+    made.close()
+
+
+# What the supervisor hears
+
+
+def test_it_says_ready_feeds_the_watchdog_and_says_when_it_stops(start, origin, manager):
+    daemon = start(service(origin), environ={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "400000"})
+    assert manager.until("READY=1") == ["READY=1", f"STATUS=listening on {daemon.url}"]
+    manager.until("WATCHDOG=1")
+    manager.until("WATCHDOG=1")
+    daemon.stop()
+    assert manager.until("STOPPING=1") == ["STOPPING=1", "STATUS=draining: 0 running"]
+    manager.until("EXTEND_TIMEOUT_USEC=60000000")
+
+
+def test_a_watchdog_that_makes_no_sense_is_refused(tmp_path, origin):
+    daemon = Daemon(tmp_path, service(origin), environ={"WATCHDOG_USEC": "soon"})
+    child = Child(["serve", "-c", str(daemon.file)], tmp_path, daemon.environ)
+    assert child.wait() == 1
+    assert "WATCHDOG_USEC is not a number" in child.log
+    child.end()
+
+
+# Sockets that somebody else holds
+
+
+async def test_it_serves_on_the_sockets_that_it_was_handed(start, origin, held):
+    origin.on("m", whole(completion("hi")))
+    with socket.create_server(("127.0.0.1", 0)) as ops:
+        daemon = start(service(origin, listen="127.0.0.1:1"), handed={"clients": held, "ops": ops})
+        assert (daemon.url, daemon.ops) == (url_of(held), url_of(ops))
+        assert (await ask(daemon.url, PATH, chat("m"))).status == 200
+        assert (await ask(daemon.ops, "/ready", method="GET")).status == 200
+        daemon.stop()
+
+
+async def test_a_unix_socket_is_taken_over_and_not_removed(start, origin, tmp_path):
+    path = tmp_path / "clients.sock"
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(path))
+        held.listen()
+        daemon = Daemon(tmp_path, service(origin), handed={"clients": held})
+        child = daemon.child = Child(["serve", "-c", str(daemon.file)], tmp_path, None, daemon.handed)
+        child.expect(re.compile(f"listening on unix:{path}"))
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(raw("GET", "/health"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        daemon.stop()
+        assert path.exists()
+
+
+def test_a_socket_of_another_name_is_refused(tmp_path, origin, held):
+    daemon = Daemon(tmp_path, service(origin))
+    child = Child(["serve", "-c", str(daemon.file)], tmp_path, None, {"proxyd.socket": held})
+    assert child.wait() == 1
+    assert "handed over as 'proxyd.socket': FileDescriptorName= must be clients or ops" in child.log
+    child.end()
+
+
+def test_an_open_socket_without_auth_is_refused_though_the_file_says_loopback(tmp_path, origin):
+    """What counts is where it really listens."""
+    with socket.create_server(("0.0.0.0", 0)) as world:
+        daemon = Daemon(tmp_path, service(origin, environment="development", auth={"keys": []}))
+        child = Child(["serve", "-c", str(daemon.file)], tmp_path, None, {"clients": world})
+        assert child.wait() == 1
+        assert "is reached by other machines" in child.log
+        child.end()
+
+
+async def test_a_restart_under_load_turns_nobody_away(start, origin, held):
+    """Every client connects anew for each request: while nobody accepts, it waits in the held socket's queue."""
+    origin.on("m", whole(completion("hi")))
+    daemon = start(service(origin), handed={"clients": held})
+    over = asyncio.Event()
+    answers: list[int] = []
+
+    async def client() -> None:
+        while not over.is_set():
+            answer = await ask(url_of(held), PATH, chat("m"))
+            assert answer.whole
+            answers.append(answer.status)
+
+    clients = [asyncio.create_task(client()) for _ in range(8)]
+    await becomes(lambda: len(answers) > 50)
+    for _ in range(2):
+        await asyncio.to_thread(daemon.stop)
+        begun = len(answers)
+        await asyncio.to_thread(daemon.start)
+        await becomes(lambda begun=begun: len(answers) > begun + 50)
+    over.set()
+    await asyncio.gather(*clients)
+    assert set(answers) == {200}
+    rows = daemon.settled("m", len(answers))
+    assert (len(rows), {row["state"] for row in rows}) == (len(answers), {"done"})
+
+
+# Draining
+
+
+async def test_a_running_stream_finishes_while_new_work_is_refused(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate = Gate()
+    origin.on("slow", stream(delta("one"), gate, delta(" two", finish="stop"), DONE))
+    origin.on("m", whole(completion("hi")))
+    daemon = start(service(origin))
+    kept = await connect(daemon.url)
+    await kept.post(PATH, chat("m"))
+    assert (await kept.rest()).status == 200
+    early = await connect(daemon.url)
+    running = await (await connect(daemon.url)).post(PATH, chat("slow", stream=True))
+    await running.head()
+    await running.until(b"one")
+    os.kill(daemon.pid, signal.SIGTERM)
+    await kept.closed_by_peer()  # an idle one is closed
+    assert (await ask(daemon.ops, "/ready", method="GET")).status == 503
+    assert (await ask(daemon.url, "/ready", method="GET")).json()["reasons"] == ["shutting down"]
+    assert (await ask(daemon.url, "/health", method="GET")).status == 200
+    for visit in (early, await connect(daemon.url)):
+        refused = await (await visit.post(PATH, chat("m"))).rest()
+        assert (refused.status, refused.error()["code"]) == (503, "draining")
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["connection"] == "close"
+        await visit.closed_by_peer()
+    gate.open()
+    answer = await running.rest()
+    assert answer.whole
+    assert answer.body.endswith(DONE)
+    await running.closed_by_peer()
+    daemon.stop()
+    assert [row["state"] for row in daemon.rows("slow")] == ["done"]
+
+
+async def test_what_does_not_end_in_time_is_broken_off_and_settled(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate, silent = Gate(), Gate()
+    origin.on("endless", stream(delta("one"), gate))
+    origin.on("silent", [silent])
+    daemon = start(service(origin, streams={"drain": "100ms"}))
+    running = await (await connect(daemon.url)).post(PATH, chat("endless", stream=True))
+    await running.head()
+    await running.until(b"one")
+    waiting = await (await connect(daemon.url)).post(PATH, chat("silent"))
+    resumable = await (await connect(daemon.url)).post(PATH, chat("endless", stream=True), idempotency_key="k-1")
+    await resumable.head()
+    await resumable.until(b"one")
+    await resumable.leave()
+    await happens(silent.reached)
+    daemon.stop()
+    answer = await running.rest()
+    assert not answer.whole
+    assert b'"draining"' in answer.body
+    assert DONE not in answer.body
+    assert (await waiting.rest()).error()["code"] == "draining"
+    rows = [*daemon.rows("endless"), *daemon.rows("silent")]
+    assert {(row["state"], row["error"]) for row in rows} == {("failed", "draining")}
+    assert len(rows) == 3
+    assert all(row["completion_tokens"] >= 1 for row in daemon.rows("endless"))
+    gate.open()
+    silent.open()
+
+
+async def test_a_stream_that_outlives_its_client_is_waited_for(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate = Gate()
+    origin.on("slow", stream(delta("one"), gate, delta(" two", finish="stop"), DONE))
+    daemon = start(service(origin))
+    visit = await (await connect(daemon.url)).post(PATH, chat("slow", stream=True), idempotency_key="k-1")
+    await visit.head()
+    await visit.until(b"one")
+    await visit.leave()
+    os.kill(daemon.pid, signal.SIGTERM)
+    await becomes(lambda: "draining: 1 running" in daemon.log)
+    gate.open()
+    daemon.stop()
+    assert [row["state"] for row in daemon.rows("slow")] == ["done"]
+    again = daemon.start()
+    answer = await ask(again.url, PATH, chat("slow", stream=True), idempotency_key="k-1")
+    assert answer.headers["idempotent-replayed"] == "true"
+    assert answer.body.endswith(DONE)
+
+
+async def test_a_second_signal_ends_it_at_once(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate = Gate()
+    origin.on("endless", stream(delta("one"), gate))
+    daemon = start(service(origin, streams={"drain": "1h"}))
+    running = await (await connect(daemon.url)).post(PATH, chat("endless", stream=True))
+    await running.head()
+    await running.until(b"one")
+    os.kill(daemon.pid, signal.SIGTERM)
+    await becomes(lambda: "draining: 1 running" in daemon.log)
+    daemon.stop()
+    assert not (await running.rest()).whole
+    assert [(row["state"], row["error"]) for row in daemon.rows("endless")] == [("failed", "draining")]
+    gate.open()
+
+
+async def test_a_slow_reader_gets_all_of_an_answer_that_is_done(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    """Its last bytes are still in our buffer when the exchange is settled."""
+    body = completion("x" * 3_000_000)
+    origin.on("big", whole(body))
+    daemon = start(service(origin))
+    visit = await connect(daemon.url, receive_buffer=4096)
+    await visit.post(PATH, chat("big"))
+    await asyncio.to_thread(daemon.settled, "big")
+    os.kill(daemon.pid, signal.SIGTERM)
+    await becomes(lambda: "draining" in daemon.log)
+    answer = await visit.rest()
+    assert answer.whole
+    assert answer.body == body
+    daemon.stop()
+
+
+# Metrics
+
+
+def series(text: str, name: str) -> dict[str, float]:
+    """Labels, as written, to value."""
+    return {found[1] or "": float(found[2]) for found in re.finditer(rf"^{name}(?:{{([^}}]*)}})? (\S+)$", text, re.MULTILINE)}
+
+
+async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    origin.on("m", whole(b"{}", status=500), whole(completion("hi")))
+    origin.on("gone", stream(delta("one"), Gate()))
+    daemon = start(service(origin))
+    assert (await ask(daemon.url, "/metrics", method="GET")).status == 404
+    assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
+    assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
+    assert (await send(daemon.url, raw("POST", PATH, b"{}", {"authorization": ""}))).status == 401
+    leaver = await (await connect(daemon.url)).post(PATH, chat("gone", stream=True))
+    await leaver.head()
+    await leaver.until(b"one")
+    await leaver.leave(reset=True)
+    await asyncio.to_thread(daemon.settled, "gone")
+    answer = await ask(daemon.ops, "/metrics", method="GET")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.body.decode()
+    label = 'endpoint="/v1/chat/completions",model="*",status="{}",upstream="{}"'
+    requests = series(text, "proxyd_requests_total")
+    assert requests[label.format(200, "origin")] == 2  # the one that was left, and the one that was retried
+    assert requests[label.format(200, "")] == 1
+    assert requests['endpoint="/v1/chat/completions",model="other",status="401",upstream=""'] == 1
+    assert series(text, "proxyd_retries_total") == {'model="*",upstream="origin"': 1}
+    assert series(text, "proxyd_attempts_failed_total") == {'error="upstream_error",upstream="origin"': 1}
+    assert series(text, "proxyd_idempotent_replays_total") == {"": 1}
+    assert series(text, "proxyd_client_disconnects_total")['phase="stream"'] == 1
+    assert series(text, "proxyd_streams_active") == {"": 0}
+    assert series(text, "proxyd_ledger_commit_seconds_count")[""] > 0
+    assert series(text, "proxyd_upstream_state")['state="closed",upstream="origin"'] == 1
+    assert series(text, "proxyd_loop_lag_seconds_count")[""] > 0
+    assert 'model="gone' not in text
+
+
+async def test_the_time_inside_is_measured_without_the_upstreams_and_the_clients(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate = Gate()
+    origin.on("m", [gate, *whole(completion("hi"))])
+    daemon = start(service(origin))
+    body = b'{"model": "m", "messages": []}'
+    visit = await connect(daemon.url)
+    request = raw("POST", PATH, body)
+    await visit.say(request[:-5])
+    begun = time.monotonic()
+    await asyncio.sleep(0.3)  # a slow uplink
+    await visit.say(request[-5:])
+    await happens(gate.reached)
+    await asyncio.sleep(0.3)  # a slow model
+    gate.open()
+    assert (await visit.rest()).status == 200
+    took = time.monotonic() - begun
+    text = (await ask(daemon.ops, "/metrics", method="GET")).body.decode()
+    assert series(text, "proxyd_overhead_seconds_count") == {"": 1}
+    assert 0 < series(text, "proxyd_overhead_seconds_sum")[""] < took - 0.5
