@@ -92,6 +92,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("parameters", "upstream/echo.py: EchoUpstream.call"): "as Door.call, which it is",
     ("parameters", "wire/faults.py: _own"): "what an upstream said, beside what we make of it; for one file",
     ("purity", "wire/tokens.py: imports threading"): "a lock: counting runs on worker threads, and a vocabulary is loaded once",
+    ("purity", "rules/pricelist.py: imports threading"): "a lock: the list is read on a worker thread, once",
     ("tasks", "flow/runtime.py: makes tasks"): "the supervisor",
     ("tasks", "store/db.py: makes tasks"): "the one writer; close() waits for it, and its failure is told by it",
     ("blanket", "flow/handler.py: catches everything"): "a bug of ours is the client's 500, and logged",

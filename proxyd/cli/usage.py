@@ -13,6 +13,7 @@ from proxyd.cli import DONE, Failed, config_path, output
 from proxyd.clock import Clock
 from proxyd.config.load import load_file
 from proxyd.model import Source
+from proxyd.rules.price import written_cost
 from proxyd.store.file import StoreError, database_path
 from proxyd.store.usage import By, Period, report
 
@@ -133,7 +134,7 @@ def _csv(by: By, found: Report) -> None:
     for line in found.lines:
         row = {by.value: line.key, **_document(line)}
         row |= {f"source_{source.value}": round(line.share(source), 4) for source in Source}
-        row |= {f"cost_{currency}": _money(line.cost_nano[currency]) for currency in currencies if currency in line.cost_nano}
+        row |= {f"cost_{currency}": written_cost(line.cost_nano[currency]) for currency in currencies if currency in line.cost_nano}
         rows.append(row)
     output.show([output.Column(key, key) for key in keys], rows, "csv")
 
@@ -152,17 +153,10 @@ def _row(key: str, line: Line) -> dict[str, object]:
         "key": key,
         **{name: f"{getattr(line, name):,}" for name in _NUMBERS},
         "reported": f"{line.share(Source.UPSTREAM):.0%}" if line.attempts else None,
-        "cost": " + ".join(f"{_money(nano)} {currency}" for currency, nano in line.cost_nano.items()) or None,
+        "cost": " + ".join(f"{written_cost(nano)} {currency}" for currency, nano in line.cost_nano.items()) or None,
         "ttft": _seconds(line.ttft_ms),
         "latency": _seconds(line.latency_ms),
     }
-
-
-def _money(nano: int) -> str:
-    """Write an amount exactly, with two to nine decimals: 1500000 is `0.0015`."""
-    whole, rest = divmod(abs(nano), 10**9)
-    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nano < 0 else ''}{whole}.{decimals}"
 
 
 def _seconds(milliseconds: float | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from itertools import combinations
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxyd.config.address import Address, parse_address
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
-from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Upstream
+from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
 from proxyd.config.tree import Scalar, shown
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from proxyd.config.mistakes import Mistake
     from proxyd.config.read import Draft, Path
+    from proxyd.config.schema import Price
 
 RETRY_WORDS = ("connect", "timeout")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
@@ -122,6 +124,7 @@ def _routes(draft: Draft) -> None:
             if upstreams and target.upstream not in draft.values["upstreams"] and target.upstream not in upstreams:
                 where = (*at, "upstream")
                 draft.mistake(where, f"no upstream is called {draft.written(where)}{meant(target.upstream, upstreams)}")
+        _price(draft, (*path, "price"), route.price)
         _prefix(draft, (*path, "strip_prefix"), name, route.strip_prefix)
         for at, condition in draft.items((*path, "retry", "on"), route.retry.on):
             _retry(draft, at, condition)
@@ -138,6 +141,31 @@ def _edits(draft: Draft, path: Path, route: Model) -> None:
             draft.mistake(at, f"{draft.written(at)} cannot be dropped: it steers the exchange")
         elif key in route.force or key in route.set:
             draft.mistake(at, f"{draft.written(at)} is both added and dropped")
+
+
+def _price(draft: Draft, path: Path, price: Price | None) -> None:
+    """Check that amounts can be kept exactly (10⁻⁹ of the currency for a million tokens), and that nothing is said twice."""
+    if price is None:
+        return
+    if not re.fullmatch("[A-Z]{3}", price.currency):
+        draft.mistake(
+            (*path, "currency"), f"{draft.written((*path, 'currency'))} is not a currency; write three capital letters, as in USD"
+        )
+    above: set[int] = set()
+    all_rates: list[tuple[Path, Rates]] = [(path, price)]
+    for at, tier in draft.items((*path, "tiers"), price.tiers):
+        if tier.above in above:
+            draft.mistake((*at, "above"), f"there is another tier above {draft.written((*at, 'above'))}")
+        above.add(tier.above)
+        all_rates.append((at, tier))
+    all_rates += [((*path, "services", name), rates) for name, rates in price.services.items()]
+    for at, rates in all_rates:
+        for name in Rates.__struct_fields__:
+            amount = getattr(rates, name)
+            if amount is not None and (Decimal(repr(amount)) * 10**15 / price.per) % 1:
+                draft.mistake((*at, name), f"{draft.written((*at, name))} is finer than a billionth for a million tokens")
+    if price.input is None and price.output is None:
+        draft.mistake(path, "the price has neither 'input' nor 'output'; write at least one, 0 for what is free")
 
 
 def _prefix(draft: Draft, path: Path, name: str, prefix: str | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import inspect
 
@@ -15,12 +15,20 @@ from proxyd.config import units
 from proxyd.config.schema import Config, Kind, Model, Target, Upstream
 from proxyd.config.shape import Shape, shape_of_config
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Document: TypeAlias = dict[str, Any]
 
 _REFERENCE = r"\$\{"
 _NAME = {"minLength": 1, "maxLength": 256}
-_WRITE = {"duration": units.write_duration, "size": units.write_size}
-_PATTERNS = {"duration": units.DURATION, "size": units.SIZE}
+_WRITE: dict[str, Callable[[Any], str]] = {
+    "duration": units.write_duration,
+    "size": units.write_size,
+    "money": units.write_money,
+    "count": units.write_count,
+}
+_PATTERNS = {"duration": units.DURATION, "size": units.SIZE, "money": units.MONEY, "count": units.COUNT}
 _STATUS = {"type": "integer", "minimum": 400, "maximum": 599}
 
 
@@ -103,7 +111,10 @@ def _single(shape: Shape) -> Document:
         raise TypeError(f"the schema has a type that an editor cannot be told: {core}")
     if shape.unit is not None:
         words.append(_PATTERNS[shape.unit])
-    document: Document = {"type": ["number" if shape.unit == "duration" else "integer", "string", *null], "pattern": _strings(words)}
+    document: Document = {
+        "type": ["number" if shape.unit in ("duration", "money") else "integer", "string", *null],
+        "pattern": _strings(words),
+    }
     bounds = {"minimum": core.ge, "exclusiveMinimum": core.gt, "maximum": core.le}
     return {**document, **{name: bound for name, bound in bounds.items() if bound is not None}}
 

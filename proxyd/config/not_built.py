@@ -15,7 +15,6 @@ NOT_BUILT = frozenset(
         "models.*.delivery",
         "models.*.limits",
         "models.*.log_bodies",
-        "models.*.price",
         "openmeter",
         "otel",
         "shared",

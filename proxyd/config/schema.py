@@ -23,12 +23,13 @@ FIXED_MEMBERS = frozenset({"model", "stream"})
 
 
 def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bool = False) -> Meta:
-    """Describe a field; `unit` is `duration`, `size`, or absent. A `secret` is shown nowhere."""
+    """Describe a field; `unit` is `duration`, `size`, `money`, `count`, or absent. A `secret` is shown nowhere."""
     return Meta(description=text, extra={"boot": boot, "unit": unit, "secret": secret})
 
 
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31)]
+Amount = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
 _SECRET_FIELDS = frozenset({"api_key", "key"})
@@ -143,6 +144,35 @@ class OnDisconnect(enum.StrEnum):
     DRAIN = "drain"
 
 
+class Rates(_Section, frozen=True):
+    """What tokens cost, each kind; none: not known, or as what they are a part of."""
+
+    input: Annotated[Amount | None, _about("tokens of the prompt", unit="money")] = None
+    output: Annotated[Amount | None, _about("tokens of the answer", unit="money")] = None
+    cached_input: Annotated[Amount | None, _about("of the prompt, what the provider had cached; none: as input", unit="money")] = None
+    cache_write: Annotated[Amount | None, _about("of the prompt, what it put into its cache; none: as input", unit="money")] = None
+    reasoning: Annotated[Amount | None, _about("of the answer, what was thought; none: as output", unit="money")] = None
+    audio_input: Annotated[Amount | None, _about("of the prompt, sound; none: as input", unit="money")] = None
+    audio_output: Annotated[Amount | None, _about("of the answer, sound; none: as output", unit="money")] = None
+
+
+class Tier(Rates, frozen=True, kw_only=True):
+    """Other rates for whole requests with a long prompt."""
+
+    above: Annotated[int, _about("prompt tokens beyond which they hold", unit="count"), Meta(ge=1, le=10**9)]
+
+
+class Price(Rates, frozen=True, kw_only=True):
+    """What a model costs."""
+
+    per: Annotated[int, _about("how many tokens the amounts are for: 1M, 1k, 1", unit="count"), Meta(ge=1, le=10**9)] = 1_000_000
+    currency: Annotated[str, _about("three letters, as in USD or EUR (ISO 4217)")] = "USD"
+    tiers: Annotated[tuple[Tier, ...], _about("other rates beyond a length of the prompt; what they leave out is as above")] = ()
+    services: Annotated[
+        dict[str, Rates], _about("other rates by the answer's service_tier: flex, priority; what they leave out is as above")
+    ] = field(default_factory=dict)
+
+
 class Model(_Section, frozen=True):
     """A route: what a model name (or a pattern ending in `*`) means."""
 
@@ -156,6 +186,9 @@ class Model(_Section, frozen=True):
     on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = (
         OnDisconnect.CANCEL
     )
+    price: Annotated[
+        Price | None, _about("what its tokens cost; none: as the list of the extra `prices` has it, if it knows the model")
+    ] = None
 
 
 class Key(_Section, frozen=True):

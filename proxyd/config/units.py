@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 NOTHING = ("none", "off", "forever")
 """The words for None, where a field has it."""
@@ -11,6 +12,9 @@ LONGEST = 10 * 365 * 86400.0
 """Seconds that a duration may be; ten years, for what is kept."""
 DURATION = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)?"
 SIZE = r"[0-9]+(?:\.[0-9]+)?(?:B|[kK]B|[MG]B|[KMG]iB)?"
+
+MONEY = r"[0-9]+(?:\.[0-9]+)?"
+COUNT = r"[0-9]+[kM]?"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -46,6 +50,34 @@ def size(text: str) -> int:
     if count != int(count):
         raise ValueError("is not a whole number of bytes")
     return int(count)
+
+
+def money(text: str) -> float:
+    """Read an amount in plain decimal, `0.075`. Raises ValueError with what to write instead."""
+    if not re.fullmatch(MONEY, text) or len(text.replace(".", "").lstrip("0")) > 15 or len(text) > 24:
+        raise ValueError("is not an amount; write it in plain decimal, without a currency: 0.15")
+    return float(text)
+
+
+def count(text: str) -> int:
+    """Read a number of things: `1M`, `200k`, or in plain decimal. Raises ValueError with what to write instead."""
+    if not re.fullmatch(COUNT, text) or len(text) > 12:
+        raise ValueError("is not a number; write 1M, 200k or 1000000")
+    return int(text.rstrip("kM")) * {"k": 1000, "M": 1_000_000}.get(text[-1], 1)
+
+
+def write_money(amount: float) -> str:
+    """Write an amount in plain decimal; the inverse of `money`."""
+    text = f"{Decimal(repr(amount)):f}"
+    return text.removesuffix(".0")
+
+
+def write_count(number: int) -> str:
+    """Write a number as a person would; the inverse of `count`."""
+    for unit, size_of_unit in (("M", 1_000_000), ("k", 1000)):
+        if number and number % size_of_unit == 0:
+            return f"{number // size_of_unit}{unit}"
+    return str(number)
 
 
 def write_duration(seconds: float | None) -> str:

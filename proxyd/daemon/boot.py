@@ -14,6 +14,7 @@ from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.runtime import Runtime, Snapshot
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
+from proxyd.rules.price import price_of, quoted
 from proxyd.rules.routes import RouteTable
 from proxyd.store.db import Database, database_path
 from proxyd.store.idempotency import Claims
@@ -57,7 +58,8 @@ def snapshot(config: Config, made_key: str | None) -> Snapshot:
     keys = config.auth.keys if config.auth is not None else ()
     if made_key is not None:
         keys = (Key(name=config.environment.value, key=made_key),)
-    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None)
+    prices = {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
+    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None, prices)
 
 
 def make_key(config: Config) -> str | None:

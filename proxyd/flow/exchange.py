@@ -72,6 +72,8 @@ class Exchange:
     committed: bool = False
     """A byte of the answer went out."""
     settled: bool = False
+    cost: tuple[int, str] | None = None
+    """What it cost, in 10⁻⁹ of a currency, and the currency; None until it is settled, and where no price is known."""
     bytes_out: int = 0
 
     @property

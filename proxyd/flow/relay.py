@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from proxyd.errors import ProxyError
 from proxyd.flow.settle import settle
 from proxyd.flow.watch import Watch
+from proxyd.rules.price import written_cost
 from proxyd.wire import headers
 from proxyd.wire.faults import in_band
 
@@ -61,7 +62,7 @@ def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
     if down.committed:
         down.finish(ex.held)
     else:
-        down.reply(answer.status, _headers(answer), ex.held)
+        down.reply(answer.status, [*_headers(answer), *_cost(ex)], ex.held)
 
 
 async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
@@ -92,6 +93,11 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     coding = answer.header(b"content-encoding") or ""
     found = headers.to_client(answer.headers)
     return [*found, (b"Content-Encoding", coding.encode())] if _CODING.fullmatch(coding) else found
+
+
+def _cost(ex: Exchange) -> list[tuple[bytes, bytes]]:
+    """What a whole answer cost; a stream's head has left before anybody knows."""
+    return [] if ex.cost is None else [(b"X-Proxyd-Cost", f"{written_cost(ex.cost[0])} {ex.cost[1]}".encode())]
 
 
 def _overflow(answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:

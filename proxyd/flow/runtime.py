@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxyd import __version__
 from proxyd.errors import ProxyError
+from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
+from proxyd.rules.pricelist import PriceList
 from proxyd.store.db import StoreError
 from proxyd.wire.tokens import Tokenizers
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from proxyd.flow.health import Health
     from proxyd.model import Caller, Endpoint, LedgerRow
     from proxyd.rules.auth import Keys
+    from proxyd.rules.price import Quote
     from proxyd.rules.routes import RouteTable
     from proxyd.store.ledger import Ledger
     from proxyd.upstream.connection import Call, Sink
@@ -56,6 +59,8 @@ class Snapshot:
     keys: Keys
     anyone: Caller | None
     """The caller that everybody is under `auth: none`; None where keys are asked for."""
+    prices: Mapping[str, Quote] = field(default_factory=dict)
+    """What routes cost, by label, where the configuration says so."""
 
 
 class Runtime:
@@ -68,6 +73,7 @@ class Runtime:
         self.ledger = ledger
         self.running = running
         self.tokenizers = Tokenizers()
+        self.price_list = PriceList()
         self.started_at = clock.now_us()
         self.doors: Mapping[str, Door] = {}
         self.health: Mapping[str, Health] = {}
@@ -165,12 +171,13 @@ class Runtime:
             except StoreError as error:
                 log.warning("old rows were not deleted: %s", error)
 
-    @staticmethod
-    def _progress(ex: Exchange) -> LedgerRow | None:
+    def _progress(self, ex: Exchange) -> LedgerRow | None:
         row, answer = ex.row, ex.answer
         if row is None or row.state is not State.OPEN or answer is None or answer.meter is None or not answer.streams:
             return None
-        return answer.progress(row)
+        row = answer.progress(row)
+        price_now(ex, row, None if ex.upstream is None else ex.upstream.base_url, self)
+        return row
 
 
 def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Ending:

@@ -7,9 +7,11 @@ by who wants to know that the row is on disk. Push-back happens at the door, nev
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxyd.errors import TABLE, Blame
+from proxyd.flow.pricing import price_later, price_now
 from proxyd.model import Endpoint, LedgerRow, Source, State, Usage
 from proxyd.wire.headers import upstream_request_id
 
@@ -90,17 +92,39 @@ def _leave(ex: Exchange, error: ProxyError | None, runtime: Runtime) -> None:
         health.ended(ticket, runtime.clock.monotonic(), error, abandoned=ex.client_left and error is None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    """A row that is about to be closed, and what must be known of its exchange, which may go on to another attempt meanwhile."""
+
+    ex: Exchange
+    row: LedgerRow
+    address: str | None
+    """The base URL of the attempt's upstream."""
+    last: bool
+    """No attempt follows."""
+
+
 def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime, *, last: bool = True) -> OnDisk:
-    """Fill in what was read, counting what the upstream did not report, and enqueue."""
+    """Fill in what was read, counting what the upstream did not report, price it, and enqueue."""
     clock = runtime.clock
     row.settled_at = clock.now_us()
     row.latency_ms = round((clock.monotonic() - ex.began) * 1000, 3)
+    closing = _Closing(ex, row, None if ex.upstream is None else ex.upstream.base_url, last)
     text = _facts(ex, row, answer)
     if row.tokens_source is Source.NONE and text is not None:
-        return OnDisk(runtime.spawn(_count(ex, row, text, runtime, last=last)))
-    if last:
+        return OnDisk(runtime.spawn(_count(closing, text, runtime)))
+    if not price_now(ex, row, closing.address, runtime):
+        return OnDisk(runtime.spawn(_price(closing, runtime)))
+    return OnDisk(_enqueue(closing, runtime))
+
+
+def _enqueue(closing: _Closing, runtime: Runtime) -> asyncio.Future[None]:
+    ex, row = closing.ex, closing.row
+    if closing.last:
+        if row.cost_nano is not None and row.currency is not None:
+            ex.cost = row.cost_nano, row.currency
         runtime.observe(ex, row)
-    return OnDisk(runtime.ledger.settle(row))
+    return runtime.ledger.settle(row)
 
 
 def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
@@ -123,15 +147,21 @@ def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
     return None
 
 
-async def _count(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime, *, last: bool) -> None:
-    """Count prompt and answer with a tokenizer, off the loop, then enqueue."""
-    assert ex.ask is not None  # noqa: S101 - there is no row without one
+async def _price(closing: _Closing, runtime: Runtime) -> None:
+    """Ask the list what the row costs, off the loop, then enqueue."""
+    await price_later(closing.row, closing.address, runtime)
+    await _enqueue(closing, runtime)
+
+
+async def _count(closing: _Closing, text: str, runtime: Runtime) -> None:
+    """Count prompt and answer with a tokenizer, off the loop, then price and enqueue."""
+    ex, row = closing.ex, closing.row
     prompt, completion, source = await asyncio.to_thread(_counted, ex, row, text, runtime)
     row.usage = Usage(prompt, completion, prompt + completion)
     row.tokens_source = source
-    if last:
-        runtime.observe(ex, row)
-    await runtime.ledger.settle(row)
+    if not price_now(ex, row, closing.address, runtime):
+        await price_later(row, closing.address, runtime)
+    await _enqueue(closing, runtime)
 
 
 def _counted(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime) -> tuple[int, int, Source]:

@@ -7,13 +7,15 @@ the answer) is priced apart where it has a price, else as what it is inside of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from proxyd.config import schema
     from proxyd.model import Usage
 
 NANO = 10**9
@@ -35,6 +37,9 @@ class Rates:
     audio_output: int | None = None
 
 
+RATES = tuple(one.name for one in fields(Rates))
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """The price of one route."""
@@ -45,6 +50,17 @@ class Price:
     services: Mapping[str, Rates] = field(default_factory=dict)
     """Rates by the answer's `service_tier` (flex, priority, batch), before any other."""
     currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A price, who says so, and which version of it."""
+
+    price: Price
+    source: str
+    """`config`, or a list and its version."""
+    version: str
+    """A digest of all rates: the same rates have the same version, wherever they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,35 @@ def nano_per_million(amount: str | float | Decimal, per: int = MILLION) -> int:
     return int(exact)
 
 
+def price_of(written: schema.Price) -> Price:
+    """Turn a price of the YAML into integers. What a tier or service leaves out is as in the base."""
+    base = {name: None if (amount := getattr(written, name)) is None else nano_per_million(amount, written.per) for name in RATES}
+
+    def over(rates: schema.Rates) -> Rates:
+        own = {name: nano_per_million(amount, written.per) for name in RATES if (amount := getattr(rates, name)) is not None}
+        return Rates(**{**base, **own})
+
+    return Price(
+        Rates(**base),
+        tuple((tier.above, over(tier)) for tier in written.tiers),
+        {name: over(rates) for name, rates in written.services.items()},
+        written.currency,
+    )
+
+
+def quoted(price: Price, source: str) -> Quote:
+    """Put a price under its version."""
+    text = " ".join([price.currency, *_said("", price.rates), *_tiers_said(price)])
+    return Quote(price, source, hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def written_cost(nano: int) -> str:
+    """Write an amount exactly, with two to nine decimals: 1500000 is `0.0015`."""
+    whole, rest = divmod(abs(nano), NANO)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nano < 0 else ''}{whole}.{decimals}"
+
+
 def parts(usage: Usage) -> Parts:
     """Take the parts out of a usage report.
 
@@ -84,7 +129,15 @@ def parts(usage: Usage) -> Parts:
     prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
     if prompt is not None and total is not None:
         completion = max(completion or 0, total - prompt)
-    return Parts(prompt, completion, cached=usage.cached_tokens or 0, reasoning=usage.reasoning_tokens or 0)
+    return Parts(
+        prompt,
+        completion,
+        cached=usage.cached_tokens or 0,
+        cache_write=usage.cache_write_tokens or 0,
+        audio_input=usage.audio_input_tokens or 0,
+        reasoning=usage.reasoning_tokens or 0,
+        audio_output=usage.audio_output_tokens or 0,
+    )
 
 
 def cost(price: Price | None, tokens: Parts, service_tier: str | None = None) -> int | None:
@@ -101,6 +154,19 @@ def cost(price: Price | None, tokens: Parts, service_tier: str | None = None) ->
     if of_input is None or of_output is None:
         return None
     return (of_input + of_output + MILLION // 2) // MILLION
+
+
+def _said(prefix: str, rates: Rates) -> Iterator[str]:
+    for name in RATES:
+        if (rate := getattr(rates, name)) is not None:
+            yield f"{prefix}{name}={rate}"
+
+
+def _tiers_said(price: Price) -> Iterator[str]:
+    for above, rates in sorted(price.above, key=lambda tier: tier[0]):
+        yield from _said(f"{above}:", rates)
+    for service, rates in sorted(price.services.items()):
+        yield from _said(f"{service}:", rates)
 
 
 def _rates(price: Price, prompt: int, service_tier: str | None) -> Rates:

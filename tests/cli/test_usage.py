@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd.cli import Failed, main
-from proxyd.cli.usage import _money, since_us
+from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
 from proxyd.model import Source, State, Usage
+from proxyd.rules.price import written_cost
 from proxyd.store.db import Database
 from proxyd.store.ledger import Ledger
 from tests.store.rows import opened, settled
@@ -134,7 +135,7 @@ def test_other_times_are_refused(text):
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_money_is_written_exactly(nano):
-    text = _money(nano)
+    text = written_cost(nano)
     whole, decimals = text.split(".")
     assert 2 <= len(decimals) <= 9
     assert int(whole.lstrip("-")) * 10**9 + int(decimals.ljust(9, "0")) == abs(nano)

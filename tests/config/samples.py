@@ -36,6 +36,10 @@ GOOD = {
     "everything of a route": BASE
     + "  x: {upstream: ollama, retry: {attempts: 1, on: [timeout, 500]}, set: {a: [1, null, {b: 1.5}]},\n"
     + "      force: {n: 1}, drop: [x], on_disconnect: drain}\n",
+    "a price": BASE
+    + "  x: {upstream: ollama, price: {input: 0.15, output: '0.6', cached_input: none, per: 1k, currency: EUR,\n"
+    + "      tiers: [{above: 200k, input: 1}], services: {flex: {output: 0}}}}\n"
+    + "  y: {upstream: ollama, price: none}\n",
     "no pings": BASE + "streams: {ping: off, drain: 0}\n",
     "durations and sizes": BASE + "limits: {body: 1KiB, body_timeout: 1.5m, header_timeout: 3}\nstreams: {ping: 500ms}\n",
     "quoted units": BASE + 'limits: {body: "1KiB", body_timeout: "2h"}\nstreams: {ping: "off"}\n',
@@ -62,7 +66,7 @@ GOOD = {
 WRONG_SHAPE = {
     "unknown key": BASE + "streems: {}\n",
     "unknown key of an upstream": BASE.replace("{kind: ollama}", "{kind: ollama, timout: 3s}"),
-    "not built": BASE + "cors: {}\n",
+    "not built": BASE + "shared: {}\n",
     "kind": BASE.replace("kind: ollama", "kind: olama"),
     "no kind": BASE.replace("{kind: ollama}", "{}"),
     "no base_url": BASE.replace("base_url: https://api.example.com/v1, ", ""),
@@ -81,6 +85,9 @@ WRONG_SHAPE = {
     "too many attempts": BASE + "  x: {upstream: ollama, retry: {attempts: 11}}\n",
     "a retry word": BASE + "  x: {upstream: ollama, retry: {on: [conect]}}\n",
     "a retry status": BASE + "  x: {upstream: ollama, retry: {on: [200]}}\n",
+    "a price in words": BASE + "  x: {upstream: ollama, price: {input: $1}}\n",
+    "a price without amounts": BASE + "  x: {upstream: ollama, price: 3}\n",
+    "a tier without its border": BASE + "  x: {upstream: ollama, price: {input: 1, tiers: [{output: 1}]}}\n",
     "no upstream in a route": BASE + "  x: {model: y}\n",
     "both forms": BASE + "  x: {upstream: ollama, upstreams: [ollama]}\n",
     "model beside upstreams": BASE + "  x: {upstreams: [ollama], model: y}\n",

@@ -30,8 +30,10 @@ def shown(value, shape: Shape, path=""):
             yield from shown(each, shape.item, f"{path}.*")
     for name, field in shape.fields.items():
         here = f"{path}.{name}".lstrip(".")
-        yield here, getattr(value, name)
-        yield from shown(getattr(value, name), field, here)
+        found = getattr(value, name)
+        yield here, found
+        if field.struct is None or found is not None:
+            yield from shown(found, field, here)
 
 
 def written(path):

@@ -86,7 +86,26 @@ MISTAKES = [
     (BASE.replace("{kind: ollama}", "{kind: ollama, timout: 30s}"), ["2:26: unknown key 'timout'; did you mean 'timeouts'?"]),
     (BASE + "xyzzy: 1\n", ["7:1: unknown key 'xyzzy'"]),
     (BASE + "cors: {origins: []}\n", ["7:1: 'cors' is not built yet in this version; remove it"]),
-    (BASE + "  x: {upstream: ollama, price: {input: 1}}\n", ["7:25: 'price' is not built yet in this version; remove it"]),
+    (BASE + "  x: {upstream: ollama, cache: {ttl: 1m}}\n", ["7:25: 'cache' is not built yet in this version; remove it"]),
+    (
+        BASE + "  x: {upstream: ollama, price: {input: 0.1234567891, output: -1, currency: usd}}\n",
+        [
+            "7:40: '0.1234567891' is finer than a billionth for a million tokens",
+            "7:62: '-1' is not an amount; write it in plain decimal, without a currency: 0.15",
+            "7:76: 'usd' is not a currency; write three capital letters, as in USD",
+        ],
+    ),
+    (
+        BASE + "  x: {upstream: ollama, price: {cached_input: 1, tiers: [{above: 5, input: 1}, {above: 5}]}}\n",
+        [
+            "7:32: the price has neither 'input' nor 'output'; write at least one, 0 for what is free",
+            "7:88: there is another tier above '5'",
+        ],
+    ),
+    (
+        BASE + "  x: {upstream: ollama, price: {input: 0.15, services: {flex: {outptu: 1}}}}\n",
+        ["7:64: unknown key 'outptu'; did you mean 'output'?"],
+    ),
     (BASE + "auth: {keys: [{name: a, key: k, budget: 3}]}\n", ["7:33: 'budget' is not built yet in this version; remove it"]),
     (BASE.replace("kind: ollama", "kind: anthropic"), ["2:18: 'anthropic' is not built yet in this version; remove it"]),
     (BASE + "storage: {url: postgresql://h/d}\n", ["7:16: 'postgresql' is not built yet in this version; remove it"]),

@@ -33,6 +33,30 @@ def test_a_size_is_read_in_bytes(text, count):
     assert units.size(text) == count
 
 
+@pytest.mark.parametrize(("text", "amount"), [("0.075", 0.075), ("15", 15.0), ("0", 0.0), ("0.000000150", 1.5e-07)])
+def test_an_amount_is_read_in_plain_decimal_and_written_so(text, amount):
+    assert units.money(text) == amount
+    assert units.money(units.write_money(amount)) == amount
+
+
+@pytest.mark.parametrize("text", ["", "$1", "1 USD", "-1", "1e-3", ".5", "1.", "1,5", "0.1234567890123456", "nan", "٣"])
+def test_what_is_no_amount_is_refused(text):
+    with pytest.raises(ValueError, match=r"^is "):
+        units.money(text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1M", 10**6), ("200k", 200_000), ("7", 7), ("0", 0), ("1500", 1500)])
+def test_a_number_of_things_is_read_and_written(text, number):
+    assert units.count(text) == number
+    assert units.count(units.write_count(number)) == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5M", "1m", "-1", "1 k", "9" * 13, "٣"])
+def test_what_is_no_number_of_things_is_refused(text):
+    with pytest.raises(ValueError, match=r"^is "):
+        units.count(text)
+
+
 @pytest.mark.parametrize("text", ["", "MiB", "1M", "1mb", "-1", "1.0001KiB", "1 MB", "9999999GiB", "9" * 30, "٣MB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"^is "):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxyd.config import schema
 from proxyd.model import Usage
-from proxyd.rules.price import Parts, Price, Rates, cost, nano_per_million, parts
+from proxyd.rules.price import Parts, Price, Rates, cost, nano_per_million, parts, price_of, quoted
 
 MINI = Price(Rates(input=nano_per_million("0.15"), output=nano_per_million("0.60"), cached_input=nano_per_million("0.075")))
 
@@ -127,3 +129,38 @@ def test_a_cost_lies_between_all_at_the_lowest_and_all_at_the_highest_rate(token
     result = cost(Price(rates), tokens)
     assert isinstance(result, int)
     assert min(known) * total - 10**6 < result * 10**6 <= max(known) * total + 10**6
+
+
+def test_a_written_price_becomes_exact_and_what_a_tier_leaves_out_is_as_in_the_base() -> None:
+    written = schema.Price(
+        input=0.15,
+        output=0.6,
+        cached_input=0.075,
+        per=1000,
+        currency="EUR",
+        tiers=(schema.Tier(above=10, input=0.3),),
+        services={"flex": schema.Rates(output=0.1)},
+    )
+    rates = Rates(input=150_000_000_000, output=600_000_000_000, cached_input=75_000_000_000)
+    assert price_of(written) == Price(
+        rates, ((10, replace(rates, input=300_000_000_000)),), {"flex": replace(rates, output=100_000_000_000)}, "EUR"
+    )
+
+
+def test_a_version_tells_whether_any_rate_differs() -> None:
+    rates = Rates(input=1, output=2)
+    prices = [
+        Price(rates),
+        Price(rates, currency="EUR"),
+        Price(replace(rates, cached_input=1)),
+        Price(rates, ((5, rates),)),
+        Price(rates, ((6, rates),)),
+        Price(rates, services={"flex": rates}),
+        Price(Rates(output=2)),
+    ]
+    assert len({quoted(price, "config").version for price in prices}) == len(prices)
+    assert quoted(Price(Rates(1, 2)), "config") == quoted(Price(rates), "config")
+
+
+def test_all_parts_of_a_report_are_priced() -> None:
+    assert parts(Usage(9, 4, 13, 1, 2, 3, 4, 5)) == Parts(9, 4, cached=1, cache_write=3, audio_input=4, reasoning=2, audio_output=5)
