@@ -58,6 +58,8 @@ TABLE: dict[str, Verdict] = {
     "request_timeout": Verdict(408, "invalid_request_error", _C, True),
     "body_too_large": Verdict(413, "invalid_request_error", _C, False),
     "unsupported_media_type": Verdict(415, "invalid_request_error", _C, False),
+    "rate_limit_exceeded": Verdict(429, "requests", _C, True),
+    "insufficient_quota": Verdict(429, "insufficient_quota", _C, False),
     "client_gone": Verdict(499, "invalid_request_error", _C, False),
     # the upstream
     "upstream_connect": Verdict(502, "upstream_error", _U, True),

@@ -11,6 +11,49 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What is allowed; None is not limited."""
+
+    rpm: int | None = None
+    """Requests a minute; as many at once from rest."""
+    tpm: int | None = None
+    """Tokens a minute; as many at once from rest."""
+    concurrency: int | None = None
+    """Exchanges at once."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is limited."""
+        return self.rpm is not None or self.tpm is not None or self.concurrency is not None
+
+
+UNLIMITED = Limits()
+
+
+class Per(enum.StrEnum):
+    """How often a budget begins anew, at midnight where its time zone is."""
+
+    DAY = "day"
+    MONTH = "month"
+
+
+TOKENS = "tokens"
+"""The unit of a budget that is not money."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much a caller may use up in a day or a month."""
+
+    amount: int
+    """Tokens, or 10⁻⁹ of the currency."""
+    unit: str
+    """TOKENS, or a currency."""
+    per: Per
+    warn_at: float | None = 0.8
+    """The share of it at which the owner is told; None for never."""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the name under which exchanges are recorded, and what that name may do."""
 
@@ -18,6 +61,12 @@ class Caller:
     models: tuple[str, ...] = ("*",)
     """Patterns (`*` at the end only) of the model names that this caller may use."""
     admin: bool = False
+    limits: Limits = UNLIMITED
+    budget: Budget | None = None
+    default_model: str | None = None
+    """What a request without a model means."""
+    expires_at: int | None = None
+    """Microseconds since the epoch; nobody is let in by this key from then on."""
 
 
 class Endpoint(enum.StrEnum):

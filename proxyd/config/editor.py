@@ -27,8 +27,17 @@ _WRITE: dict[str, Callable[[Any], str]] = {
     "size": units.write_size,
     "money": units.write_money,
     "count": units.write_count,
+    "share": units.write_share,
 }
-_PATTERNS = {"duration": units.DURATION, "size": units.SIZE, "money": units.MONEY, "count": units.COUNT}
+_PATTERNS = {
+    "duration": units.DURATION,
+    "size": units.SIZE,
+    "money": units.MONEY,
+    "count": units.COUNT,
+    "share": units.SHARE,
+}
+_NUMBERS = {"duration": "number", "money": "number", "share": "string"}
+"""What may stand there unquoted; everything else is an integer."""
 _STATUS = {"type": "integer", "minimum": 400, "maximum": 599}
 
 
@@ -112,7 +121,7 @@ def _single(shape: Shape) -> Document:
     if shape.unit is not None:
         words.append(_PATTERNS[shape.unit])
     document: Document = {
-        "type": ["number" if shape.unit in ("duration", "money") else "integer", "string", *null],
+        "type": list(dict.fromkeys([_NUMBERS.get(shape.unit or "", "integer"), "string", *null])),
         "pattern": _strings(words),
     }
     bounds = {"minimum": core.ge, "exclusiveMinimum": core.gt, "maximum": core.le}

@@ -41,8 +41,15 @@ _WRITE: dict[str, Callable[[Any], str]] = {
     "size": units.write_size,
     "money": units.write_money,
     "count": units.write_count,
+    "share": units.write_share,
 }
-_UNITS: dict[str, Callable[[str], float]] = {"duration": units.duration, "size": units.size, "money": units.money, "count": units.count}
+_UNITS: dict[str, Callable[[str], float]] = {
+    "duration": units.duration,
+    "size": units.size,
+    "money": units.money,
+    "count": units.count,
+    "share": units.share,
+}
 
 
 @dataclass(slots=True)

@@ -173,6 +173,23 @@ class Price(Rates, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
 
 
+Count = Annotated[int, Meta(ge=1, le=10**12)]
+
+
+class Allowance(_Section, frozen=True):
+    """How much may pass; none is no limit."""
+
+    rpm: Annotated[Count | None, _about("requests a minute; as many at once from rest", unit="count")] = None
+    tpm: Annotated[Count | None, _about("tokens a minute, prompt and answer; as many at once from rest", unit="count")] = None
+    concurrency: Annotated[Count | None, _about("exchanges at once")] = None
+
+
+class RouteLimits(Allowance, frozen=True):
+    """How much may pass on a route: of all callers together, and of each one."""
+
+    per_caller: Annotated[Allowance, _about("of each caller on this route")] = Allowance()
+
+
 class Model(_Section, frozen=True):
     """A route: what a model name (or a pattern ending in `*`) means."""
 
@@ -189,6 +206,7 @@ class Model(_Section, frozen=True):
     price: Annotated[
         Price | None, _about("what its tokens cost; none: as the list of the extra `prices` has it, if it knows the model")
     ] = None
+    limits: Annotated[RouteLimits, _about("rpm, tpm and concurrency of all callers together, and of each")] = RouteLimits()
 
 
 class Key(_Section, frozen=True):
@@ -197,6 +215,7 @@ class Key(_Section, frozen=True):
     name: Annotated[str, _about("the caller's name in the ledger")]
     key: Annotated[str, _about("the secret; write ${VAR}", secret=True)]
     models: Annotated[tuple[str, ...], _about("model names or patterns that it may use")] = ("*",)
+    limits: Annotated[Allowance, _about("rpm, tpm and concurrency of this caller")] = Allowance()
 
 
 class Auth(_Section, frozen=True):

@@ -1,8 +1,9 @@
-"""How values are written: durations, sizes, and the words that YAML 1.1 and 1.2 read differently."""
+"""How values are written: durations, sizes, amounts, and the words that YAML 1.1 and 1.2 read differently."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 NOTHING = ("none", "off", "forever")
@@ -12,12 +13,14 @@ LONGEST = 10 * 365 * 86400.0
 """Seconds that a duration may be; ten years, for what is kept."""
 DURATION = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)?"
 SIZE = r"[0-9]+(?:\.[0-9]+)?(?:B|[kK]B|[MG]B|[KMG]iB)?"
+SHARE = r"[0-9]{1,3}(?:\.[0-9]{1,3})?%"
 
 MONEY = r"[0-9]+(?:\.[0-9]+)?"
 COUNT = r"[0-9]+[kM]?"
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TRUTH = frozenset(("yes", "no", "on", "off", "true", "false"))
 _NULL = frozenset(("", "~", "null"))
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -78,6 +81,31 @@ def write_count(number: int) -> str:
         if number and number % size_of_unit == 0:
             return f"{number // size_of_unit}{unit}"
     return str(number)
+
+
+def share(text: str) -> float:
+    """Read `80%` as 0.8. Raises ValueError with what to write instead."""
+    if not re.fullmatch(SHARE, text) or (percent := float(text[:-1])) > 100:
+        raise ValueError("is not a share; write it in percent, as in 80%")
+    return percent / 100
+
+
+def moment(text: str) -> int:
+    """Read a day, `2027-01-31` (its first moment, UTC), or a time with its zone, as microseconds since the epoch. Raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("is not a moment; write 2027-01-31 or 2027-01-31T18:00:00+01:00") from None
+    if found.tzinfo is None:
+        if len(text) > 10:
+            raise ValueError("has no time zone; write 2027-01-31T18:00:00Z, or the day alone")
+        found = found.replace(tzinfo=UTC)
+    return int((found - _EPOCH) / timedelta(microseconds=1))
+
+
+def write_share(part: float | None) -> str:
+    """Write a share in percent."""
+    return "none" if part is None else f"{part * 100:g}%"
 
 
 def write_duration(seconds: float | None) -> str:

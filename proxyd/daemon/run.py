@@ -82,6 +82,7 @@ class Daemon:
             self._runtime.spawn(self._heartbeat.beat()),
             self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
             self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
+            self._runtime.spawn(self._runtime.allowances.sweep()),
         ]
         try:
             self.url = await self._listen(self.config.listen, App(self._runtime), handed.get("clients"))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from proxyd.config.schema import Model, Upstream
     from proxyd.errors import ProxyError
+    from proxyd.flow.allowances import Reservation
     from proxyd.flow.answer import Answer
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.health import Health
@@ -53,6 +54,11 @@ class Exchange:
     """Serves the exchange, where it outlives its client."""
     replayed: bool = False
     """Answered from a tape: nothing called, nothing billed."""
+
+    reservation: Reservation | None = None
+    """What it holds under its limits."""
+    counting: int = 0
+    """Attempts that are over, and whose tokens are still being counted."""
 
     # set by dispatch
     attempt: int = 0

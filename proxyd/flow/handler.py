@@ -1,6 +1,7 @@
 """The order of one exchange. This page is the road; only it knows which verb follows which.
 
 admit      who asks, for what, and may they            refused, joined or replayed here: nothing was sent
+reserve    room under every limit                      behind the claim: an answer from a tape uses up nothing
 dispatch   which upstream answers; retries live here   until the first event is in hand
 relay      bytes pass                                  from here on there is no second try
 settle     the row on disk, then the answer's end
@@ -40,6 +41,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
     ex = Exchange(down.request_id, endpoint, runtime.snapshot, clock.monotonic(), clock.now_us())  # keeps this snapshot
     runtime.active[ex.request_id] = ex
     runtime.metrics.exchange_begun()
+    down.notes = lambda: runtime.allowances.headers(ex)  # with whichever answer it comes to
     try:
         verdict = await admit(ex, runtime, down)  # refused here: no upstream ever hears of it
     except BaseException as error:
@@ -76,6 +78,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
     """Run an admitted exchange. Raises only cancellation: who asked for it is gone."""
     drained = False
     try:
+        await runtime.allowances.reserve(ex)  # here, for a refusal reaches those who joined too, and the claim is given back
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried
         await relay(ex, ex.answer, down)  # from here on there is no second try
         await settle(ex, runtime)  # on disk before the client sees the end

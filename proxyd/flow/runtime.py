@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxyd import __version__
 from proxyd.errors import ProxyError
+from proxyd.flow.allowances import Allowances
 from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
@@ -85,6 +86,7 @@ class Runtime:
         self.cut: ProxyError | None = None
         """Set when what still runs is broken off: why."""
         self.metrics = Metrics(__version__)
+        self.allowances = Allowances(clock, self.metrics.ratelimited)
         self.gauges: list[Callable[[], None]] = []
         """Asked before the metrics are rendered: they set what is only worth knowing then."""
         self.observers: list[Callable[[Ending], None]] = []

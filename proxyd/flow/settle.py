@@ -16,7 +16,7 @@ from proxyd.model import Endpoint, LedgerRow, Source, State, Usage
 from proxyd.wire.headers import upstream_request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
 
     from proxyd.errors import ProxyError
     from proxyd.flow.answer import Answer
@@ -54,6 +54,7 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
     row, ex.row = ex.row, None
     if row is None:
         runtime.observe(ex, None)
+        _free(ex, runtime)
         return OnDisk(claim)
     row.state, row.error = ex.outcome()
     if row.error is not None and TABLE[row.error].blame is Blame.UPSTREAM:
@@ -112,19 +113,42 @@ def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime
     closing = _Closing(ex, row, None if ex.upstream is None else ex.upstream.base_url, last)
     text = _facts(ex, row, answer)
     if row.tokens_source is Source.NONE and text is not None:
-        return OnDisk(runtime.spawn(_count(closing, text, runtime)))
+        return OnDisk(_later(ex, _count(closing, text, runtime), runtime))
     if not price_now(ex, row, closing.address, runtime):
-        return OnDisk(runtime.spawn(_price(closing, runtime)))
+        return OnDisk(_later(ex, _price(closing, runtime), runtime))
     return OnDisk(_enqueue(closing, runtime))
 
 
 def _enqueue(closing: _Closing, runtime: Runtime) -> asyncio.Future[None]:
+    """The row is final: count it against the limits, tell of it, write it."""
     ex, row = closing.ex, closing.row
+    runtime.allowances.record(ex, row)
+    _free(ex, runtime)
     if closing.last:
         if row.cost_nano is not None and row.currency is not None:
             ex.cost = row.cost_nano, row.currency
         runtime.observe(ex, row)
     return runtime.ledger.settle(row)
+
+
+def _free(ex: Exchange, runtime: Runtime) -> None:
+    """Give back what the exchange has reserved, once all its attempts are counted."""
+    if ex.settled and not ex.counting:
+        runtime.allowances.settle(ex)
+
+
+def _later(ex: Exchange, work: Coroutine[object, object, None], runtime: Runtime) -> asyncio.Future[None]:
+    """Do what must not hold up the loop; what the exchange has reserved is held as long."""
+
+    async def done() -> None:
+        try:
+            await work
+        finally:
+            ex.counting -= 1
+            _free(ex, runtime)
+
+    ex.counting += 1
+    return runtime.spawn(done())
 
 
 def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:

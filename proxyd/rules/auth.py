@@ -6,12 +6,12 @@ import hashlib
 import zlib
 from typing import TYPE_CHECKING
 
-from proxyd.model import Caller
+from proxyd.model import Caller, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxyd.config.schema import Key
+    from proxyd.config.schema import Allowance, Key
 
 ANONYMOUS = Caller("anonymous")
 """Who everybody is where `auth: none` is written."""
@@ -28,6 +28,16 @@ def digest(presented: bytes) -> bytes:
     return hashlib.sha256(presented).digest()
 
 
+def caller_of(key: Key) -> Caller:
+    """Make the caller of a static key."""
+    return Caller(key.name, key.models, limits=limits_of(key.limits))
+
+
+def limits_of(allowance: Allowance) -> Limits:
+    """Make limits of what the file says."""
+    return Limits(allowance.rpm, allowance.tpm, allowance.concurrency)
+
+
 class Keys:
     """The static keys of one configuration. Raises ValueError for a key that is empty or that two callers share."""
 
@@ -40,7 +50,7 @@ class Keys:
             secret = key.key.encode("utf-8", "surrogateescape")
             if not secret:
                 raise ValueError(f"key `{key.name}` is empty")
-            other = self._callers.setdefault(digest(secret), Caller(key.name, key.models))
+            other = self._callers.setdefault(digest(secret), caller_of(key))
             if other.name != key.name:
                 raise ValueError(f"keys `{other.name}` and `{key.name}` have the same secret")
 

@@ -6,20 +6,17 @@ requests cannot pass the budget. Amounts are integers: 10⁻⁹ of the currency,
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+
+from proxyd.model import Per
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
 
-class Per(enum.StrEnum):
-    """How often a budget begins anew, at midnight where its time zone is."""
-
-    DAY = "day"
-    MONTH = "month"
+__all__ = ["Exhausted", "Per", "Period", "Reserved", "Spent", "period", "reserve", "settle"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from proxyd.model import Limits
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = ["Granted", "Level", "Limits", "Refused", "Standing", "request", "settle"]
 
 MINUTE = 60 * 10**9
 """Nanoseconds; also the debt of one request or token, as `limit` units of debt decay in each nanosecond."""
@@ -22,18 +26,6 @@ LONGEST_WAIT = 60.0
 """Seconds told in Retry-After: Node's SDK ignores more, Python's gives up above 120 (both measured)."""
 SLOT_WAIT = 1.0
 """Seconds told where a running exchange must end first: nobody knows when."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is allowed; None is not limited."""
-
-    rpm: int | None = None
-    """Requests a minute; as many at once from rest."""
-    tpm: int | None = None
-    """Tokens a minute; as many at once from rest."""
-    concurrency: int | None = None
-    """Exchanges at once."""
 
 
 @dataclass(frozen=True, slots=True)

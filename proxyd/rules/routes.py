@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxyd.config.schema import Strategy
+from proxyd.model import UNLIMITED
+from proxyd.rules.auth import limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from proxyd.config.schema import Config, Model
-    from proxyd.model import Caller
+    from proxyd.model import Caller, Limits
 
 EXPLORE = 0.05
 """Share of `lowest_latency` requests that begin elsewhere, so that what was slow once is measured again."""
@@ -43,6 +45,9 @@ class Route:
     model: Model
     targets: tuple[Target, ...]
     """In the order of the YAML; `order` says in which order to try them."""
+    limits: Limits = UNLIMITED
+    """Of all callers together."""
+    per_caller: Limits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,12 @@ UNKNOWN = Facts()
 class RouteTable:
     """The route table of one configuration; never changes. Raises ValueError for an alias that leads nowhere."""
 
-    __slots__ = ("_aliases", "_exact", "_lengths", "_prefixes")
+    __slots__ = ("_aliases", "_exact", "_lengths", "_limits", "_prefixes")
 
     def __init__(self, config: Config) -> None:
         self._exact = {name: model for name, model in config.models.items() if not name.endswith("*")}
         self._prefixes = {name[:-1]: model for name, model in config.models.items() if name.endswith("*")}
+        self._limits = {name: (limits_of(model.limits), limits_of(model.limits.per_caller)) for name, model in config.models.items()}
         self._lengths = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
         self._aliases = config.aliases
         for alias in config.aliases:
@@ -90,7 +96,7 @@ class RouteTable:
                 return None
             model, label = self._prefixes[prefix], f"{prefix}*"
         targets = tuple(_targets(model, name))
-        return Route(asked, name, label, model, targets) if targets else None
+        return Route(asked, name, label, model, targets, *self._limits[label]) if targets else None
 
     def allowed(self, caller: Caller, asked: str) -> bool:
         """Whether a caller may use a name: by that name, or by the one that it is an alias of."""

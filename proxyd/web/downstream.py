@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
@@ -44,6 +45,8 @@ class Downstream:
         self.method = request.method
         self.headers = request.raw_headers
         self.query = request.rel_url.query
+        self.notes: Callable[[], Headers] = tuple
+        """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
         # Answer state
         self.committed = False
         self.bytes_out = 0
@@ -114,7 +117,10 @@ class Downstream:
         if not error.retry:
             headers.append((b"x-should-retry", b"false"))
         if error.retry_after is not None:
-            headers += [(b"Retry-After", b"%d" % max(1, round(error.retry_after))), (b"retry-after-ms", b"%d" % (error.retry_after * 1000))]
+            headers += [
+                (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),
+                (b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)),
+            ]
         if error.allow:
             headers.append((b"Allow", ", ".join(error.allow).encode()))
         if error.status == 401:
@@ -198,6 +204,7 @@ class Downstream:
         lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown")), b"Date: " + _date(self._clock.now_us() // 1_000_000)]
         lines.append(b"X-Request-Id: " + self.request_id.encode())
         lines += [b"%b: %b" % header for header in headers]
+        lines += [b"%b: %b" % header for header in self.notes()]
         lines += [b"%b: %b" % header for header in framing]
         if not self._keep_alive:
             lines.append(b"Connection: close")

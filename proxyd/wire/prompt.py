@@ -38,6 +38,9 @@ _IMAGES = (
 )
 _IMAGE = (85, 85 + 4 * 170)
 
+BYTES_PER_TOKEN = 2
+"""What `estimate` takes for a token: English prose has 4 to 5, Chinese about 4, dense code and digits little more than 2."""
+
 _AUDIO_BYTES_PER_TOKEN = {"wav": 4800, "mp3": 1600}  # a token is a tenth of a second; 24 kHz of 16 bits, 128 kbit/s
 _FILE_BYTES_PER_TOKEN = 16
 
@@ -79,6 +82,13 @@ def ask_parts(ask: Ask, model: str) -> Parts:
         _input(parts, _member(parts, ask, "prompt" if ask.endpoint is Endpoint.COMPLETIONS else "input"))
         parts.text(_member(parts, ask, "suffix"))
     return parts
+
+
+def estimate(ask: Ask, model: str) -> int:
+    """Guess the tokens of a prompt without a tokenizer, rather too high than too low; at least 1. What limits reserve by."""
+    parts = ask_parts(ask, model)
+    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in parts.texts)
+    return max(1, parts.tokens + -(-size // BYTES_PER_TOKEN))
 
 
 def _member(parts: Parts, ask: Ask, name: str) -> object:

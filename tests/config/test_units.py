@@ -172,3 +172,22 @@ def test_a_plain_value_has_its_type(text, value):
 def test_an_ambiguous_plain_value_is_refused(text):
     with pytest.raises(ValueError, match=r"^is "):
         units.plain(text)
+
+
+def test_a_share_is_written_in_percent():
+    assert [units.share(text) for text in ("80%", "0%", "100%", "12.5%")] == [0.8, 0.0, 1.0, 0.125]
+    assert units.write_share(0.8) == "80%"
+    for text in ("80", "0.8", "101%", "-1%", "%"):
+        with pytest.raises(ValueError, match="percent"):
+            units.share(text)
+
+
+def test_a_moment_is_a_day_or_a_time_with_its_zone():
+    day = 1_801_353_600_000_000
+    assert units.moment("2027-01-31") == day
+    assert units.moment("2027-01-31T01:00:00+01:00") == day
+    assert units.moment("2027-01-31T00:00:00Z") == day
+    with pytest.raises(ValueError, match="time zone"):
+        units.moment("2027-01-31T00:00:00")
+    with pytest.raises(ValueError, match="not a moment"):
+        units.moment("soon")

@@ -1,0 +1,177 @@
+"""What is used up under each limit: state only, `rules/ratelimit` decides. An exchange reserves, and gives back what it did not use.
+
+The law of this file: between deciding and keeping what was decided nothing awaits, so parallel requests cannot pass a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.model import State
+from proxyd.rules import ratelimit, reservation
+from proxyd.wire.prompt import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxyd.clock import Clock
+    from proxyd.flow.exchange import Exchange
+    from proxyd.model import LedgerRow, Limits
+
+LARGE = 64 * 1024
+"""Bytes of a request above which its prompt is estimated in a thread."""
+SWEEP_SECONDS = 60.0
+SWEEP_SLICE = 2000
+"""Levels looked at in one go."""
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What one exchange holds, under the limits as they were when it began."""
+
+    limits: dict[str, Limits]
+    tokens: int
+    granted_at: float
+    """Monotonic seconds."""
+    used: int = 0
+    """Tokens of the attempts that are over."""
+    called: bool = False
+    """An upstream was called: the request counts."""
+
+
+@dataclass(slots=True)
+class _Gauge:
+    """What is used up under one scope, and the limits that it was last asked about."""
+
+    level: ratelimit.Level
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Allowances:
+    """The levels of all scopes: `caller:laptop`, `model:fast`, and one at the other."""
+
+    clock: Clock
+    refused: Callable[[str], None] = lambda _reason: None
+    """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
+    _gauges: dict[str, _Gauge] = field(default_factory=dict)
+    _means: dict[str, float] = field(default_factory=dict)
+    """Tokens of one choice, by route."""
+
+    async def reserve(self, ex: Exchange) -> None:
+        """Hold what the exchange may come to, under all its limits or under none. Raises ProxyError rate_limit_exceeded."""
+        limits = limits_of(ex)
+        if not limits:
+            return
+        tokens = await self._estimate(ex, limits) if any(one.tpm is not None for one in limits.values()) else 0
+        self._take(ex, limits, tokens)
+
+    def record(self, ex: Exchange, row: LedgerRow) -> None:
+        """Note what an attempt has come to; its row is final."""
+        held = ex.reservation
+        if held is None:
+            return
+        usage = row.usage
+        held.called = True
+        held.used += usage.total_tokens or (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+        if row.state is State.DONE and usage.completion_tokens is not None and ex.ask is not None:
+            each = usage.completion_tokens // reservation.choices(ex.ask, ex.model)
+            self._means[ex.label] = reservation.smoothed(self._means.get(ex.label), each)
+
+    def settle(self, ex: Exchange) -> None:
+        """Give back what the exchange holds and did not use. Once; later calls do nothing."""
+        held, ex.reservation = ex.reservation, None
+        if held is None:
+            return
+        now = self.clock.monotonic()
+        for scope, limits in held.limits.items():
+            level = self._level(scope)
+            if held.called:
+                level = ratelimit.settle(level, limits, held.tokens, held.used, now)
+            else:  # no upstream has heard of it
+                level = ratelimit.cancel(level, limits, held.tokens, held.granted_at, now)
+            self._gauges[scope] = _Gauge(level, limits)
+
+    def headers(self, ex: Exchange) -> list[tuple[bytes, bytes]]:
+        """Tell what is left, by the tightest limit of each dimension; nothing where nothing is limited."""
+        limits = limits_of(ex)
+        if not limits:
+            return []
+        now = self.clock.monotonic()
+        told = ratelimit.tightest([ratelimit.standings(self._level(scope), one, now) for scope, one in limits.items()])
+        return [(name.encode(), value.encode()) for name, value in ratelimit.headers(told)]
+
+    async def sweep(self) -> None:
+        """Forget, every so often, the levels that say no more than fresh ones do."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            scopes = list(self._gauges)
+            for start in range(0, len(scopes), SWEEP_SLICE):
+                now = self.clock.monotonic()
+                for scope in scopes[start : start + SWEEP_SLICE]:
+                    gauge = self._gauges[scope]
+                    if ratelimit.idle(gauge.level, gauge.limits, now):
+                        del self._gauges[scope]
+                await asyncio.sleep(0)
+
+    def _level(self, scope: str) -> ratelimit.Level:
+        gauge = self._gauges.get(scope)
+        return ratelimit.FRESH if gauge is None else gauge.level
+
+    def _take(self, ex: Exchange, limits: dict[str, Limits], tokens: int) -> None:
+        """Decide, and keep what was decided."""
+        now = self.clock.monotonic()
+        verdict = ratelimit.request({scope: self._level(scope) for scope in limits}, limits, tokens, now)
+        if isinstance(verdict, ratelimit.Refused):
+            self.refused(verdict.reason)
+            raise refusal(verdict, limits[verdict.scope], tokens)
+        for scope, level in verdict.levels.items():
+            self._gauges[scope] = _Gauge(level, limits[scope])
+        ex.reservation = Reservation(limits, tokens, now)
+
+    async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> int:
+        """Prompt and answer: the answer as it is bounded, else as answers of this route are."""
+        assert ex.ask is not None  # noqa: S101 - admit has run
+        if len(ex.raw) > LARGE:
+            prompt = await asyncio.to_thread(estimate, ex.ask, ex.ask.model)
+        else:
+            prompt = estimate(ex.ask, ex.ask.model)
+        longest = reservation.longest_answer(ex.ask, ex.model)
+        if longest is not None:
+            return prompt + longest
+        room = min(one.tpm for one in limits.values() if one.tpm is not None) - prompt
+        return prompt + reservation.likely_answer(ex.ask, ex.model, self._means.get(ex.label, reservation.FIRST_GUESS), room)
+
+
+def limits_of(ex: Exchange) -> dict[str, Limits]:
+    """Say which limits an exchange is under, as far as it is known who asks for what; scopes in which nothing is limited are left out."""
+    caller, route = ex.caller, ex.route
+    found = {}
+    if caller is not None and caller.limits:
+        found[f"caller:{caller.name}"] = caller.limits
+    if route is not None and route.limits:
+        found[f"model:{route.label}"] = route.limits
+    if caller is not None and route is not None and route.per_caller:
+        found[f"both:{route.label}:{caller.name}"] = route.per_caller
+    return found
+
+
+def refusal(verdict: ratelimit.Refused, limits: Limits, tokens: int) -> ProxyError:
+    """Say who is over what limit, and when to come again."""
+    whose = {"caller": "this key", "model": "this model", "both": "this key at this model"}[verdict.scope.partition(":")[0]]
+    kind = "tokens" if verdict.reason == "tokens" else "requests"
+    wait = verdict.retry_after
+    if verdict.reason == "concurrency":
+        message = f"Too many requests at once for {whose}: the limit is {limits.concurrency}."
+    elif verdict.reason == "requests":
+        message = f"Rate limit reached for {whose}: {limits.rpm} requests a minute."
+    elif wait is None:
+        message = f"The request is too large for {whose}: it may come to {tokens} tokens, and the limit is {limits.tpm} a minute."
+    else:
+        message = f"Rate limit reached for {whose}: {limits.tpm} tokens a minute, and this request may come to {tokens}."
+    if wait is not None:
+        message += f" Please try again in {max(wait, 0.001):.3g}s."
+    return ProxyError("rate_limit_exceeded", message, type=kind, retry=wait is not None, retry_after=wait)
