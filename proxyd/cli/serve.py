@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         daemon = process.Daemon(config, path.absolute().parent, environ, Clock())
         await daemon.start(log)
         daemon.handle_signals()
+        daemon.settle_memory()
         announce(daemon)
         await daemon.serve()
 

@@ -86,7 +86,7 @@ async def runtime(config: Config, folder: Path, environ: Mapping[str, str], cloc
     key = make_key(config)
     claims = Claims(database)
     await claims.recover()
-    made = Runtime(snapshot(config, key), clock, random.SystemRandom(), ledger, Running(claims))
+    made = Runtime(snapshot(config, key), clock, random.Random(os.urandom(32)), ledger, Running(claims))  # noqa: S311 - ids and jitter; no secret is drawn from it
     made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
     made.health = {name: Health() for name in config.upstreams}
     metrics = made.metrics

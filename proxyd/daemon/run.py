@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -94,6 +95,16 @@ class Daemon:
             await self._close()
             raise
         self._notifier.ready(f"listening on {self.url}")
+
+    @staticmethod
+    def settle_memory() -> None:
+        """Take what start-up made out of the garbage collector's sight, and let it look seldom.
+
+        Exchanges leave no cycles behind; collections at Python's default pace were a tenth of a request's cost.
+        """
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
 
     async def serve(self) -> None:
         """Serve until `stop`, then drain: no new work, running exchanges finish up to `streams.drain`; then close."""

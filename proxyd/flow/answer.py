@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxyd.model import Format, Source, Usage
+from proxyd.wire.headers import Fields
 from proxyd.wire.meter import Meter, format_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Answer:
         self.call: Call | None = None
         # The answer
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = Fields(())
         self.meter: Meter | None = None
         self.ready: list[bytes] = []
         self.push: Callable[[bytes], None] | None = None
@@ -53,7 +54,7 @@ class Answer:
 
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Take the head, and make a meter that fits what is to come."""
-        self.status, self.headers = status, headers
+        self.status, self.headers = status, Fields(headers)
         self.last_at = self.clock.monotonic()
         if status >= 400 or not self._streamed:
             self.meter = self._fitting(b"")
@@ -116,10 +117,18 @@ class Answer:
         while not self.status and not self.over:
             await self._wait()
 
-    async def begun(self) -> None:
-        """Wait for the first event (or, for a body of JSON, the first byte), or for the end."""
+    async def begun(self, patience: float | None) -> None:
+        """Wait for the first event (or, for a body of JSON, the first byte), or for the end; at most so long for an event.
+
+        A stream whose head has come is not made to wait longer: its client is told of the head then, and kept alive by comments.
+        """
+        timer = None if patience is None else asyncio.get_running_loop().call_later(patience, self._wake)
         while not self.over and not (self.meter is not None and self.meter.begun):
             await self._wait()
+            if timer is not None and self.may_stream and self.clock.monotonic() >= timer.when():
+                break
+        if timer is not None:
+            timer.cancel()
 
     async def ended(self) -> None:
         """Wait for the end."""

@@ -21,6 +21,10 @@ from proxyd.wire.proto_ask import canonical, normal
 from proxyd.wire.tape import gone
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Headers = Iterable[tuple[bytes, bytes]]
+
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.store.idempotency import Claims
@@ -158,12 +162,12 @@ def forbidden() -> ProxyError:
     return ProxyError("stream_forbidden", "This stream was begun by another caller.")
 
 
-def key_in(headers: tuple[tuple[bytes, bytes], ...]) -> str | None:
+def key_in(headers: Headers) -> str | None:
     """The request's Idempotency-Key. Raises ProxyError invalid_request."""
     return key_of([value for name, value in headers if name.lower() == b"idempotency-key"])
 
 
-def wants_resumable(headers: tuple[tuple[bytes, bytes], ...]) -> bool:
+def wants_resumable(headers: Headers) -> bool:
     """`Prefer: resumable` (RFC 7240)."""
     values = b",".join(value for name, value in headers if name.lower() == b"prefer")
     return any(preference.split(b";")[0].strip().lower() == b"resumable" for preference in values.split(b","))

@@ -21,6 +21,7 @@ from proxyd.wire.faults import in_band, refusal
 from proxyd.wire.headers import parse_retry_after
 
 if TYPE_CHECKING:
+    from proxyd.config.schema import Model
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.rules.routes import Target
@@ -31,12 +32,15 @@ REFUSAL_LIMIT = 256 * 1024
 
 async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
     """Get an answer under way. Returns it with its first event in hand; raises the last attempt's ProxyError."""
-    plan = _plan(ex, runtime)
+    plan = None
     history: list[retry.Attempt] = []
     told = 0
     while True:
         now = runtime.clock.monotonic()
-        step = retry.next_step(plan, history, _facts(plan, runtime, now), now, runtime.chance.random())
+        step: retry.Try | retry.GiveUp | None = _only(ex, runtime, now) if plan is None else None
+        if step is None:
+            plan = plan or _plan(ex, runtime)
+            step = retry.next_step(plan, history, _facts(plan, runtime, now), now, runtime.chance.random())
         if len(history) > told:  # not twice where a breaker makes us decide anew
             last, told = history[-1], len(history)
             runtime.metrics.attempt_failed(ex.label, last.target.upstream, last.error.code, again=not isinstance(step, retry.GiveUp))
@@ -55,11 +59,19 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             settle_attempt(ex, error, runtime)
             if error.blame is Blame.US:
                 raise  # no upstream's failure, and no other could do better
+            plan = plan or _plan(ex, runtime)
             history.append(retry.Attempt(step.target, error, runtime.clock.monotonic()))
         else:
             now = runtime.clock.monotonic()
             health.spoke(ticket, now, now - answer.sent_at)
             return answer
+
+
+def _only(ex: Exchange, runtime: Runtime, now: float) -> retry.Try | None:
+    """The first try where there is nothing to choose: one upstream, and it takes calls. None where the rules must decide."""
+    assert ex.route is not None  # noqa: S101 - admit has run
+    targets = ex.route.targets
+    return retry.Try(targets[0]) if len(targets) == 1 and runtime.health[targets[0].upstream].ready(now) else None
 
 
 def _plan(ex: Exchange, runtime: Runtime) -> retry.Plan:
@@ -93,12 +105,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     assert ask is not None  # noqa: S101 - admit has run
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
     ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
-    body = upstream_body(
-        ask,
-        Edits(
-            target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=kinds.traits(spec).rename_max_tokens
-        ),
-    )
+    body = upstream_body(ask, _edits(model, target.model, ask_usage=ask_usage, rename=kinds.traits(spec).rename_max_tokens))
     ex.attempt += 1
     ex.answer = None
     row = _row(ex, runtime, target)
@@ -116,22 +123,17 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
 
 
 async def _first_word(answer: Answer, limit: float | None, ping: float | None) -> None:
-    """Wait for the head and the first event.
-
-    A stream whose head has come is not made to wait for its first event longer than `ping`: its client is told of the head
-    then, and kept alive by comments.
-    """
+    """Wait for the head and the first event, and give the attempt up when they do not come in time."""
+    timer = None
+    if limit is not None:
+        late = ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.")
+        timer = asyncio.get_running_loop().call_later(limit, answer.fail, late)
     try:
-        async with asyncio.timeout(limit):
-            await answer.started()
-            if answer.may_stream and ping is not None:
-                await asyncio.wait_for(answer.begun(), ping)
-            else:
-                await answer.begun()
-    except TimeoutError:
-        if limit is None or (answer.may_stream and answer.clock.monotonic() - answer.sent_at < limit):
-            return
-        raise ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.") from None
+        await answer.started()
+        await answer.begun(ping if answer.may_stream else None)
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer:
@@ -164,6 +166,10 @@ async def _refusal_body(answer: Answer) -> bytes:
         answer.close()
     held = answer.meter.take_held() if answer.meter is not None else b""
     return b"".join([*answer.ready, held])[:REFUSAL_LIMIT]
+
+
+def _edits(model: Model, name: str, *, ask_usage: bool, rename: bool) -> Edits:
+    return Edits(name, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=rename)
 
 
 def _header(answer: Answer, name: bytes) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxyd.model import LedgerRow, State
@@ -40,7 +40,7 @@ class Exchange:
     caller: Caller | None = None
     ask: Ask | None = None
     route: Route | None = None
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     """What is forwarded of the client's own headers."""
     raw: bytes = b""
     """The request's body."""

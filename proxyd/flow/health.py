@@ -30,6 +30,10 @@ class Health:
         """As the rules want to know it."""
         return Facts(self._busy, self._latency, breaker.ready_in(self._breaker, now), retry.may_retry(self._budget, now))
 
+    def ready(self, now: float) -> bool:
+        """Whether its breaker lets a call pass."""
+        return breaker.ready_in(self._breaker, now) <= 0
+
     def begin(self, now: float, *, spends: bool) -> int | None:
         """Begin a call; returns the ticket for its end, or None if the breaker lets nothing through now."""
         admitted = breaker.admit(self._breaker, SETTINGS, now)

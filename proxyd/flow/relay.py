@@ -41,6 +41,7 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
         await answer.ended()
     finally:
         watch.stop()
+        answer.push = None  # it knows the answer: together they would wait for the garbage collector
         ex.bytes_out, ex.committed = down.bytes_out, down.committed
     if answer.failure is not None:
         raise answer.failure

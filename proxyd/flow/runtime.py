@@ -18,7 +18,7 @@ from proxyd.store.db import StoreError
 from proxyd.wire.tokens import Tokenizers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from random import Random
     from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         spec: Upstream
 
         async def call(
-            self, endpoint: Endpoint, model: str, headers: list[tuple[bytes, bytes]], body: bytes, sink: Sink, *, fresh: bool = False
+            self, endpoint: Endpoint, model: str, headers: Iterable[tuple[bytes, bytes]], body: bytes, sink: Sink, *, fresh: bool = False
         ) -> Call:
             """Send a request; its answer is pushed into `sink`."""
 
@@ -94,8 +94,8 @@ class Runtime:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def new_id(self) -> str:
-        """A request id: 96 random bits."""
-        return f"req_{self.chance.getrandbits(96):024x}"
+        """A request id: the millisecond, so that the ledger's index grows at one end, and 64 random bits."""
+        return f"req_{self.clock.now_us() // 1000:011x}{self.chance.getrandbits(64):016x}"
 
     def check_room(self) -> None:
         """Refuse new work that could not be served or recorded. Raises ProxyError draining, overloaded, ledger_unavailable."""

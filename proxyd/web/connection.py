@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from aiohttp import web
 
 from proxyd.errors import ProxyError
+from proxyd.wire.headers import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,11 +46,11 @@ class Sent:
 class ClientConnection(web.RequestHandler):
     """One connection from a client."""
 
-    __slots__ = ("_address", "_listener", "_wire", "asked", "steered")
+    __slots__ = ("_address", "_wire", "asked", "listener", "steered")
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
-        self._listener = listener
+        self.listener = listener
         self._address: str | None = None
         self._wire: asyncio.Transport | None = None
         self.steered: Steered | None = None
@@ -70,19 +71,19 @@ class ClientConnection(web.RequestHandler):
         """Count the connection against its address; close it at once beyond the cap."""
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        if address and self._listener.per_address[address] >= self._listener.cap():
+        if address and self.listener.per_address[address] >= self.listener.cap():
             log.warning("connection refused: too many from one address", extra={"address": address})
             transport.abort()  # type: ignore[attr-defined]  # a stream transport
             return
         self._address = address
         self._wire = cast("asyncio.Transport", transport)
-        self._listener.per_address[address] += 1
+        self.listener.per_address[address] += 1
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the address its place back; the running handler is cancelled."""
         if self._address is not None:
-            counts = self._listener.per_address
+            counts = self.listener.per_address
             counts[self._address] -= 1
             if not counts[self._address]:
                 del counts[self._address]
@@ -127,6 +128,11 @@ class ClientConnection(web.RequestHandler):
         log.error("client connection failed: %s", kw.get("exc_info") or (args[0] if args else "unknown"))
 
 
+REPEATED = 256
+"""Different sets of headers that are remembered; a client of the common SDKs has one or two."""
+_VOLATILE = frozenset({b"idempotency-key", b"traceparent", b"tracestate", b"prefer"})
+
+
 class Listener(web.Server):
     """Makes a ClientConnection for each client."""
 
@@ -134,6 +140,7 @@ class Listener(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self.per_address: collections.Counter[str] = collections.Counter()
         self.cap = cap
+        self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
         # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
         self._settings: dict[str, Any] = {
@@ -144,6 +151,18 @@ class Listener(web.Server):
             "read_bufsize": 64 * 1024,
             "lingering_time": 2.0,
         }
+
+    def fields(self, raw: tuple[tuple[bytes, bytes], ...]) -> Fields:
+        """Return the headers without Content-Length: as remembered, where another request had the same."""
+        lean = tuple(field for field in raw if len(field[0]) != 14 or field[0].lower() != b"content-length")
+        found = self._repeated.get(lean)
+        if found is None:
+            found = Fields(lean)
+            if not any(name.lower() in _VOLATILE for name, _ in lean):
+                if len(self._repeated) >= REPEATED:
+                    self._repeated.clear()
+                self._repeated[lean] = found
+        return found
 
     def __call__(self) -> ClientConnection:
         """Make the protocol of one connection."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import functools
 import math
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
@@ -43,7 +44,7 @@ class Downstream:
         self.request_id = request_id
         # Request state
         self.method = request.method
-        self.headers = request.raw_headers
+        self.headers = self._connection.listener.fields(request.raw_headers)
         self.query = request.rel_url.query
         self.notes: Callable[[], Headers] = tuple
         """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
@@ -70,7 +71,10 @@ class Downstream:
         content = request.content
         if coded is None and content.is_eof() and content.total_bytes <= limit:
             body = content.read_nowait()
-            _utf8(body, codecs.getincrementaldecoder("utf-8")(), final=True)
+            try:
+                body.decode()
+            except UnicodeDecodeError:
+                raise _not_utf8() from None
             return body
         try:
             async with asyncio.timeout(timeout):
@@ -211,6 +215,7 @@ class Downstream:
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+@functools.lru_cache(maxsize=4)
 def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
@@ -227,7 +232,11 @@ def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder, *, final: bool) -> N
     try:
         decoder.decode(piece, final)
     except UnicodeDecodeError:
-        raise ProxyError("invalid_json", "The request body is not valid UTF-8.") from None
+        raise _not_utf8() from None
+
+
+def _not_utf8() -> ProxyError:
+    return ProxyError("invalid_json", "The request body is not valid UTF-8.")
 
 
 def _too_large(limit: int) -> ProxyError:

@@ -7,19 +7,19 @@ underscores too (CGI-style servers take `x_api_key` for `x-api-key`), and so doe
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import Any, Self, TypeVar
 
 from proxyd import __version__
 from proxyd.errors import ProxyError
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    Headers = Iterable[tuple[bytes, bytes]]
+Headers = Iterable[tuple[bytes, bytes]]
+T = TypeVar("T")
 
 MAX_VALUE = 1024
 """Bytes of a value that is passed on; a longer one is left out."""
@@ -46,6 +46,7 @@ _TO_CLIENT = {
 }
 # What upstreams call their own id of the exchange: OpenAI and most, Anthropic, Azure; the first that is there counts.
 _REQUEST_ID = (b"x-request-id", b"request-id", b"apim-request-id")
+_WANTED = frozenset({*_TO_CLIENT, *_REQUEST_ID})
 _LISTS = frozenset({b"openai-beta", b"anthropic-beta", b"tracestate"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 
@@ -64,13 +65,54 @@ _MEDIA_TYPE = re.compile(
 _DECIMAL = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 
 
-def to_upstream(client: Headers, *, stream: bool) -> list[tuple[bytes, bytes]]:
+class Fields(tuple[tuple[bytes, bytes], ...]):  # noqa: SLOT001 - the memo needs a place
+    """The headers of one message, or of many that have the same ones: what is read out of them is remembered here.
+
+    Nearly all of a gateway's requests come from a few clients that repeat their headers to the letter; reading them anew
+    each time cost more than routing the request.
+    """
+
+    memo: dict[str, Any]
+
+    def __new__(cls, fields: Iterable[tuple[bytes, bytes]]) -> Self:
+        """Take the fields as they are."""
+        made = super().__new__(cls, fields)
+        made.memo = {}
+        return made
+
+
+def _remembered(read: Callable[[Headers], T]) -> Callable[[Headers], T]:
+    """Remember what was read out of Fields; other headers are read each time."""
+    name = read.__name__
+
+    @functools.wraps(read)
+    def reader(headers: Headers) -> T:
+        memo = getattr(headers, "memo", None)
+        if memo is None:
+            return read(headers)
+        found: T
+        try:
+            found = memo[name]
+        except KeyError:
+            found = memo[name] = read(headers)
+        return found
+
+    return reader
+
+
+def to_upstream(client: Headers, *, stream: bool) -> tuple[tuple[bytes, bytes], ...]:
     """Choose what an upstream learns of the client's headers, beside our own Content-Type, Accept and Accept-Encoding.
 
     Accept is ours, as the answer is for us: the client may have asked for protobuf, and SDKs send `application/json` for
     streams too. `identity`, since a compressed stream delays events and hides their usage. The caller adds Host,
     Content-Length and the upstream's credential.
     """
+    accept = b"text/event-stream, application/json" if stream else b"application/json"
+    return ((b"Content-Type", b"application/json"), (b"Accept", accept), (b"Accept-Encoding", b"identity"), *_forwarded(client))
+
+
+@_remembered
+def _forwarded(client: Headers) -> tuple[tuple[bytes, bytes], ...]:
     chosen: dict[bytes, bytes] = {}
     stainless = 0
     for name, values in _passing(client, _TO_UPSTREAM, b"x-stainless-").items():
@@ -92,8 +134,7 @@ def to_upstream(client: Headers, *, stream: bool) -> list[tuple[bytes, bytes]]:
         chosen.pop(b"traceparent", None)
         chosen.pop(b"tracestate", None)
     chosen.setdefault(b"User-Agent", _AGENT)
-    accept = b"text/event-stream, application/json" if stream else b"application/json"
-    return [(b"Content-Type", b"application/json"), (b"Accept", accept), (b"Accept-Encoding", b"identity"), *chosen.items()]
+    return tuple(chosen.items())
 
 
 def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
@@ -102,20 +143,20 @@ def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
     Its rate limits are not told, as they are those of an account that callers share; `Retry-After` goes by way of
     `parse_retry_after`. Framing, Date, X-Request-Id and the rest are the sender's own.
     """
-    passing = _passing(upstream, _TO_CLIENT)
+    passing = _from_upstream(upstream)
     chosen = []
     for name, canonical in _TO_CLIENT.items():
         value = passing.get(name, (b"",))[0]
         if _fit(value) and (name != b"content-type" or _MEDIA_TYPE.fullmatch(value)):
             chosen.append((canonical, value))
-    if own_id := _request_id(upstream):
+    if own_id := _request_id(passing):
         chosen.append((b"Upstream-Request-Id", own_id))
     return chosen
 
 
 def upstream_request_id(upstream: Headers) -> str | None:
     """Find the upstream's own id of the exchange, for the ledger; None where it sent none that is fit to be kept."""
-    own_id = _request_id(upstream)
+    own_id = _request_id(_from_upstream(upstream))
     return None if own_id is None else own_id.decode("ascii")
 
 
@@ -133,6 +174,7 @@ def parse_retry_after(retry_after: bytes | None, retry_after_ms: bytes | None, n
     return None if wait is None else min(max(wait, 0.0), MAX_RETRY_AFTER)
 
 
+@_remembered
 def credential(client: Headers) -> bytes | None:
     """Extract the key or token that the client presents: `Authorization: Bearer`, `X-Api-Key` or `api-key`.
 
@@ -173,8 +215,12 @@ def _fit(value: bytes) -> bool:
     return 0 < len(value) <= MAX_VALUE and not value.translate(None, _VISIBLE)
 
 
-def _request_id(upstream: Headers) -> bytes | None:
-    passing = _passing(upstream, _REQUEST_ID)
+@_remembered
+def _from_upstream(upstream: Headers) -> dict[bytes, list[bytes]]:
+    return _passing(upstream, _WANTED)
+
+
+def _request_id(passing: dict[bytes, list[bytes]]) -> bytes | None:
     for name in _REQUEST_ID:
         own_id = passing.get(name, (b"",))[0]
         if len(own_id) <= MAX_ID and _fit(own_id):
