@@ -86,6 +86,8 @@ class LineWriter:
 
     def flush(self, timeout: float) -> bool:
         """Wait, at most `timeout` seconds, until all lines taken so far are written or dropped; False if they were not."""
+        if not self._thread.is_alive():
+            return False
         reached = threading.Event()
         self._lines.put(reached)
         self._hurry.set()

@@ -104,6 +104,8 @@ class Meter:
     _free: bool = field(default=False, init=False, repr=False)  # more than can be held: all passes
     _body: bytearray = field(default_factory=bytearray, init=False, repr=False)  # the decoded copy of a coded body
     _opaque: bool = field(default=False, init=False, repr=False)  # cannot be read any more
+    _over: bool = field(default=False, init=False, repr=False)  # `end` was called: nothing more will be read
+    _final: Reading | None = field(default=None, init=False, repr=False)
     _whole: bool = field(default=False, init=False, repr=False)  # a body that parsed, or a clean end
 
     def __post_init__(self) -> None:
@@ -145,6 +147,7 @@ class Meter:
         Clean: an unfinished event counts, and is held. Cut: it is dropped, so that the client never gets half an event.
         """
         self._quick = False
+        self._over = True
         if self._frames is None:
             self._end_body(clean=clean)
             return b""
@@ -185,9 +188,13 @@ class Meter:
 
     def read(self) -> Reading:
         """The facts so far; final after `end`."""
+        if self._final is not None:
+            return self._final
         reading = self._answer.reading()
         reading.had_error = self.had_error
         reading.complete = not self.had_error and self._complete()
+        if self._over:
+            self._final = reading
         return reading
 
     def produced(self) -> str:
