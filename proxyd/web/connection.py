@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiohttp import web
@@ -140,6 +141,7 @@ class Listener(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self.per_address: collections.Counter[str] = collections.Counter()
         self.cap = cap
+        self._second, self._date = 0, b""
         self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
         # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
@@ -151,6 +153,12 @@ class Listener(web.Server):
             "read_bufsize": 64 * 1024,
             "lingering_time": 2.0,
         }
+
+    def date(self, second: int) -> bytes:
+        """The Date of that second, as HTTP writes it (RFC 9110 5.6.7)."""
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True).encode()
+        return self._date
 
     def fields(self, raw: tuple[tuple[bytes, bytes], ...]) -> Fields:
         """Return the headers without Content-Length: as remembered, where another request had the same."""

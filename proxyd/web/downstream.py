@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import functools
 import math
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -205,7 +203,10 @@ class Downstream:
     def _head(self, status: int, headers: Headers, framing: list[tuple[bytes, bytes]]) -> bytes:
         if not self._request.content.is_eof():
             self._keep_alive = False  # the rest of the body would be read as the next request
-        lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown")), b"Date: " + _date(self._clock.now_us() // 1_000_000)]
+        lines = [
+            b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown")),
+            b"Date: " + self._connection.listener.date(self._clock.now_us() // 1_000_000),
+        ]
         lines.append(b"X-Request-Id: " + self.request_id.encode())
         lines += [b"%b: %b" % header for header in headers]
         lines += [b"%b: %b" % header for header in self.notes()]
@@ -213,11 +214,6 @@ class Downstream:
         if not self._keep_alive:
             lines.append(b"Connection: close")
         return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-@functools.lru_cache(maxsize=4)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
 
 
 def _check_media(kind: str | None) -> None:
