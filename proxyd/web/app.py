@@ -94,6 +94,10 @@ class App:
         self._below = [row for row in endpoints if row.path.endswith("/")]
         self._rows = endpoints
 
+    def new_id(self) -> str:
+        """Make a request id."""
+        return self._runtime.new_id()
+
     async def __call__(self, request: web.BaseRequest) -> Sent:
         """Serve one request. Raises nothing but cancellation: the client left."""
         down = Downstream(request, self._runtime.new_id(), self._runtime.clock)

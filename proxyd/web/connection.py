@@ -121,6 +121,7 @@ class ClientConnection(web.RequestHandler):
             self.transport.close()  # an answer had begun: a broken answer must look broken
         answer = web.Response(status=error.status, body=error.document(), content_type="application/json")
         answer.headers["Server"] = "proxyd"
+        answer.headers["X-Request-Id"] = self.listener.new_id()
         answer.force_close()
         return answer
 
@@ -134,11 +135,22 @@ REPEATED = 256
 _VOLATILE = frozenset({b"idempotency-key", b"traceparent", b"tracestate", b"prefer"})
 
 
+class Handler(Protocol):
+    """What serves the requests of a port."""
+
+    def __call__(self, request: web.BaseRequest) -> Awaitable[Any]:
+        """Serve one."""
+
+    def new_id(self) -> str:
+        """Make a request id, for an answer that no handler gives."""
+
+
 class Listener(web.Server):
     """Makes a ClientConnection for each client."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[Any]], cap: Callable[[], int], header_timeout: float) -> None:
+    def __init__(self, handler: Handler, cap: Callable[[], int], header_timeout: float) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self.new_id = handler.new_id
         self.per_address: collections.Counter[str] = collections.Counter()
         self.cap = cap
         self._second, self._date = 0, b""

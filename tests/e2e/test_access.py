@@ -309,6 +309,8 @@ async def test_an_ambiguous_or_oversized_request_is_refused_and_the_connection_c
         await visit.say(SMUGGLING[name])
         answer = await visit.rest()
         assert answer.status in (400, 413, 414, 431), answer
+        assert answer.headers["x-request-id"].startswith("req_")
+        assert answer.error()["type"] == "invalid_request_error"
         await visit.closed_by_peer()
     except (ConnectionError, EOFError):
         assert name in ("not-http", "huge-header", "many-headers", "long-target")  # closing without a word is right, too
