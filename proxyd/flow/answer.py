@@ -6,11 +6,12 @@ The law of this file: `body` is the hot path. One call of the meter, one write; 
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxyd.model import Format, Source, Usage
-from proxyd.wire.headers import Fields
+from proxyd.wire import headers
 from proxyd.wire.meter import Meter, format_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxyd.model import Endpoint, LedgerRow
     from proxyd.upstream.connection import Call
 
+_CODING = re.compile(r"[A-Za-z0-9-]{1,20}(?:, ?[A-Za-z0-9-]{1,20}){0,3}")
 END_GRACE = 0.1
 """Seconds that an upstream has, after its terminal event, to end the HTTP message too. (The Python SDK waits as long.)"""
 
@@ -38,7 +40,7 @@ class Answer:
         self.call: Call | None = None
         # The answer
         self.status = 0
-        self.headers = Fields(())
+        self.headers = headers.Fields(())
         self.meter: Meter | None = None
         self.ready: list[bytes] = []
         self.push: Callable[[bytes], None] | None = None
@@ -52,9 +54,9 @@ class Answer:
 
     # The sink's side: called by the upstream's connection.
 
-    def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def head(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:
         """Take the head, and make a meter that fits what is to come."""
-        self.status, self.headers = status, Fields(headers)
+        self.status, self.headers = status, headers.Fields(fields)
         self.last_at = self.clock.monotonic()
         if status >= 400 or not self._streamed:
             self.meter = self._fitting(b"")
@@ -111,6 +113,12 @@ class Answer:
     def header(self, name: bytes) -> str | None:
         """The first header of that name, which is in lower case."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """What the client learns of the headers. A body that came coded, although we asked for identity, leaves as it came."""
+        coding = self.header(b"content-encoding") or ""
+        found = headers.to_client(self.headers)
+        return [*found, (b"Content-Encoding", coding.encode())] if _CODING.fullmatch(coding) else found
 
     async def started(self) -> None:
         """Wait for the head, or for the end that came instead."""

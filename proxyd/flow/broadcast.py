@@ -10,7 +10,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxyd.wire.tape import Tape, gone
+from proxyd.wire.meter import format_of
+from proxyd.wire.tape import Tape, beyond
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,11 +38,14 @@ class Whole:
 class Broadcast:
     """One answer for many listeners. The road calls begin, write, finish, reply, refuse or abort; clients call `listen`."""
 
-    def __init__(self, request_id: str, caller: str, tape_limit: int, grace: float) -> None:
+    def __init__(self, request_id: str, caller: str, tape_limit: int, grace: float, *, resumable: bool) -> None:
         self.request_id = request_id
         self.caller = caller
+        self.resumable = resumable
+        """A stream was asked for: others may go on with it in the middle."""
         self.tape = Tape(tape_limit)
         self.streamed = False
+        """It came piece by piece."""
         # The answer, as the road's client's side
         self.committed = False
         self.bytes_out = 0
@@ -54,7 +58,7 @@ class Broadcast:
         self.broken = False
         """It ended without being complete."""
         # Who listens
-        self.on_begun: Callable[[], None] | None = None
+        self.on_begun: Callable[[], object] | None = None
         self.on_silence: Callable[[], None] | None = None
         """Called when nobody has listened for `grace` seconds."""
         self._grace = grace
@@ -62,13 +66,14 @@ class Broadcast:
         self._listeners: set[_Listener] = set()
         self._answer: Answer | None = None
         self._held_up = False
-        self._last_words = b""
+        self.last_words = b""
 
     # The road's side.
 
     def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], _length: int | None, data: bytes) -> None:
         """Take the head and the first bytes."""
         self.status, self.headers = status, tuple(headers)
+        self.tape.format = format_of(_content_type(self.headers), streamed=True, head=data)
         self.committed = self.streamed = True
         if self.on_begun is not None:
             self.on_begun()
@@ -98,33 +103,47 @@ class Broadcast:
         """Take the end."""
         self.tape.append(data)
         self.bytes_out += len(data)
-        self.tape.closed = self.ended = True
+        self.tape.closed = True
+        self._end()
         for listener in list(self._listeners):
             listener.catch_up(self)
 
     def reply(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """Take an answer that is said at once."""
+        self.status = status
         self.whole = Whole(status, tuple(headers), body)
         self.bytes_out += len(body)
-        self.committed = self.ended = True
+        self.committed = True
+        self._end()
         self._wake()
 
     def refuse(self, error: ProxyError) -> None:
         """Take a refusal."""
+        self.status = error.status
         self.error = error
-        self.committed = self.ended = True
+        self.committed = True
+        self._end()
         self._wake()
 
     def abort(self, data: bytes = b"") -> None:
         """Take a break: those who listen get these last bytes and a broken transport."""
-        self.ended = self.broken = True
-        self._last_words = data
+        self.broken = True
+        self.last_words = data
+        self._end()
         for listener in list(self._listeners):
-            listener.break_off(data)
+            listener.catch_up(self)
+        self._wake()
 
     def steer(self, answer: Answer | None) -> None:
         """Know whom to pause when the tape is full and a listener is slow."""
         self._answer = answer
+
+    def _end(self) -> None:
+        """From now on the grace counts anew: who was away shall find the end, too."""
+        self.ended = True
+        if not self._listeners:
+            self._hush()
+            self._silence()
 
     # The clients' side.
 
@@ -134,23 +153,14 @@ class Broadcast:
         Raises ProxyError stream_gone, or invalid_request for more events than there are; nothing was sent then.
         """
         listener = _Listener(down, extra)
-        if self.streamed:
-            if received == 0 and self.tape.start == 0:
-                position = 0
-            elif self.tape.overflowed:
-                raise gone()
-            else:
-                position = self.tape.after(received)
-            listener.position = position
+        listener.position = self._position(received)
         self._listeners.add(listener)
         self._hush()
         try:
+            down.steer(_Steered(listener, self))
             if self.streamed:
                 listener.begin(self)
                 listener.catch_up(self)
-                if self.broken:
-                    listener.break_off(self._last_words)
-            down.steer(_Steered(listener, self))
             while not listener.done and not (self.ended and not self.streamed):
                 await listener.wait()
             if not self.streamed:
@@ -161,6 +171,16 @@ class Broadcast:
             if self.tape.overflowed and not self.ended:
                 self._trim()
             self._silence()
+
+    def _position(self, received: int) -> int:
+        """Where to go on. Raises ProxyError."""
+        if not self.streamed:
+            if received and not self.ended:
+                raise beyond(received, 0)
+            return 0
+        if received == 0 and self.tape.start == 0:
+            return 0
+        return self.tape.after(received)
 
     def _say_whole(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         if self.whole is not None:
@@ -190,10 +210,17 @@ class Broadcast:
         """Let go of what all listeners of an overflowed tape have had; hold the upstream up for one that lags."""
         slowest = min((listener.position for listener in self._listeners), default=self.tape.end)
         self.tape.let_go(slowest)
+        if not self._listeners and not self.ended:
+            self._hush()
+            self._silence()  # nobody will ever get the whole of it
         lagging = self.tape.end - slowest > LAG
         if self._answer is not None and lagging != self._held_up:
             self._held_up = lagging
             (self._answer.pause if lagging else self._answer.resume)()
+
+
+def _content_type(headers: tuple[tuple[bytes, bytes], ...]) -> str | None:
+    return next((value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"), None)
 
 
 class _Listener:
@@ -218,17 +245,18 @@ class _Listener:
         while not self.paused and not self.done:
             data = source.tape.since(self.position, SLICE)
             self.position += len(data)
-            if source.ended and not source.broken and self.position == source.tape.end:
-                self.down.finish(data)
-                self.done = True
-                self.wake()
+            if source.ended and source.streamed and self.position == source.tape.end:
+                self._end(source, data)
             elif data:
                 self.down.write(data)
             else:
                 return
 
-    def break_off(self, data: bytes) -> None:
-        self.down.abort(data)
+    def _end(self, source: Broadcast, data: bytes) -> None:
+        if not source.broken:
+            self.down.finish(data)
+        else:
+            self.down.abort(data + source.last_words)
         self.done = True
         self.wake()
 
@@ -259,5 +287,5 @@ class _Steered:
     def resume(self) -> None:
         self._listener.paused = False
         self._listener.catch_up(self._source)
-        if self._source.tape.overflowed:
+        if self._source.tape.overflowed and not self._source.ended:
             self._source._trim()  # noqa: SLF001 - one room

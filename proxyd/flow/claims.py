@@ -1,7 +1,7 @@
 """Which answers outlive their clients: claimed under an Idempotency-Key, or asked for with `Prefer: resumable`.
 
-Running ones are found here by key and by request id; finished ones, if they were claimed, on disk. A key is claimed on disk
-before the upstream hears of the request, and finished together with the ledger's row.
+Running ones are found here by key and by request id, and so are streams that have ended within their grace; finished claims
+on disk. A key is claimed on disk before the upstream hears of the request, and finished together with the ledger's row.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxyd.config.schema import OnBroken
 from proxyd.errors import ProxyError
 from proxyd.flow.broadcast import Broadcast
 from proxyd.model import Endpoint
 from proxyd.rules.idempotency import ClaimState, Request, Standing, Verdict, fingerprint, judge, kept, key_of
 from proxyd.store.db import StoreError
-from proxyd.store.idempotency import Claim, Kept
-from proxyd.wire.headers import to_client
+from proxyd.store.idempotency import SIZE_LIMIT, Claim, Kept
 from proxyd.wire.proto_ask import canonical, normal
 from proxyd.wire.tape import gone
 
@@ -30,7 +30,24 @@ if TYPE_CHECKING:
     from proxyd.store.idempotency import Claims
 
 REPLAYED = ((b"Idempotent-Replayed", b"true"),)
+RESUMABLE = ((b"Preference-Applied", b"resumable"),)
 REFUSED = ((b"Content-Type", b"application/json"), (b"x-should-retry", b"false"))
+ENDED_BYTES = 64 << 20
+"""Bytes of streams that have ended and are still kept in memory; beyond it the oldest go (claimed ones are on disk)."""
+SLOW_BYTES = 64 << 10
+"""A larger body is condensed off the event loop."""
+
+Place = tuple[str, str]
+"""A caller's name and an Idempotency-Key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A stream that is over, and kept for those who come back."""
+
+    broadcast: Broadcast
+    place: Place | None
+    size: int
 
 
 class Running:
@@ -38,15 +55,39 @@ class Running:
 
     def __init__(self, claims: Claims) -> None:
         self.claims = claims
-        self._by_key: dict[tuple[str, str], asyncio.Future[Exchange]] = {}
+        self._by_key: dict[Place, asyncio.Future[Exchange | Kept]] = {}
+        """Who has, or is about to have, a key; from before its claim is written until it is finished."""
         self._by_id: dict[str, Exchange] = {}
+        self._names: dict[Place, str] = {}
+        """The request id of the exchange that has a key, as long as it is here."""
+        self._ended: dict[str, _Ended] = {}
+        self._ended_bytes = 0
 
-    def find(self, caller: str, name: str) -> Exchange | None:
-        """The running exchange of that request id (whoever it belongs to), or under that key of the caller."""
-        ex = self._by_id.get(name)
-        if ex is None and (entry := self._by_key.get((caller, name))) is not None and entry.done() and not entry.cancelled():
-            ex = entry.result()
-        return ex
+    def find(self, caller: str, name: str) -> Broadcast | None:
+        """The answer under that key of the caller, else the one of that request id (whoever it belongs to: the asker must check)."""
+        request_id = self._names.get((caller, name), name)
+        ex = self._by_id.get(request_id)
+        if ex is not None:
+            return ex.broadcast
+        ended = self._ended.get(request_id)
+        return None if ended is None else ended.broadcast
+
+    def describe(self) -> dict[str, int]:
+        """How much there is, for operators: exchanges that outlive their clients, streams kept in memory, answers kept on disk."""
+        return {
+            "running": len(self._by_id),
+            "ended": len(self._ended),
+            "ended_bytes": self._ended_bytes,
+            "kept_bytes": self.claims.size,
+            "kept_bytes_limit": SIZE_LIMIT,
+        }
+
+    def stop(self, broadcast: Broadcast) -> bool:
+        """Stop a running exchange; False if it has come to its end."""
+        ex = self._by_id.get(broadcast.request_id)
+        if ex is None or ex.settled or ex.task is None:
+            return False
+        return ex.task.cancel()
 
     async def enter(self, ex: Exchange, key: str, runtime: Runtime) -> Verdict:
         """Claim a key for an exchange, or find what stands under it.
@@ -56,51 +97,55 @@ class Running:
         """
         assert ex.ask is not None  # noqa: S101 - admit has parsed it
         assert ex.caller is not None  # noqa: S101
-        request = Request(
-            ex.endpoint.value, ex.ask.stream, fingerprint(canonical(ex.raw) if ex.endpoint is Endpoint.CHAT else normal(ex.raw))
-        )
+        condense = _fingerprint if len(ex.raw) <= SLOW_BYTES else _fingerprint_aside
+        request = Request(ex.endpoint.value, ex.ask.stream, await condense(ex.endpoint, ex.raw))
         place = (ex.caller.name, key)
+        on_broken = ex.snapshot.config.idempotency.on_broken
         while (entry := self._by_key.get(place)) is not None:
             first = await _other(entry)
             if first is None:
                 continue  # it did not come to run: look again
-            standing = Standing(first.request, ClaimState.RUNNING, first.attempt)  # type: ignore[arg-type]  # set beside the key
-            verdict = judge(standing, request, ex.snapshot.config.idempotency.on_broken)
-            if verdict is Verdict.JOIN:
-                ex.broadcast = first.broadcast
-                return verdict
-        mine: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+            standing = _standing(first) if isinstance(first, Kept) else Standing(first.request, ClaimState.RUNNING, first.attempt)  # type: ignore[arg-type]  # set beside the key
+            verdict = judge(standing, request, on_broken)
+            ex.broadcast = _again(first) if isinstance(first, Kept) else first.broadcast
+            return verdict
+        mine: asyncio.Future[Exchange | Kept] = asyncio.get_running_loop().create_future()
         self._by_key[place] = mine
         try:
             taken = await self._take(ex, key, request, runtime)
         except BaseException:
-            self._vacate(place, mine)
+            del self._by_key[place]
+            mine.cancel()
             raise
         if taken is not None:
-            self._vacate(place, mine)
+            del self._by_key[place]
+            mine.set_result(taken)  # those who waited meanwhile need not look for themselves
             ex.broadcast = _again(taken)
             return Verdict.REPLAY
         ex.key, ex.request = key, request
+        self._names[place] = ex.request_id
         self.open(ex)
         mine.set_result(ex)
         return Verdict.RUN
 
     def open(self, ex: Exchange) -> None:
-        """Let an exchange outlive its client."""
+        """Let an exchange outlive its client. `close` must follow, once."""
         assert ex.caller is not None  # noqa: S101
+        assert ex.ask is not None  # noqa: S101
         resume = ex.snapshot.config.resume
-        broadcast = ex.broadcast = Broadcast(ex.request_id, ex.caller.name, resume.tape, resume.grace)
+        broadcast = ex.broadcast = Broadcast(ex.request_id, ex.caller.name, resume.tape, resume.grace, resumable=ex.ask.stream)
         broadcast.on_silence = lambda: self._silent(ex)
         if ex.key is not None:
             broadcast.on_begun = lambda: self.claims.begun(ex.request_id)
         self._by_id[ex.request_id] = ex
 
     def finish(self, ex: Exchange, runtime: Runtime) -> asyncio.Future[None] | None:
-        """Write what has become of the exchange's claim, and let its key go. Called once, when the exchange is settled."""
-        if ex.key is None or ex.request is None or ex.broadcast is None:
+        """Write what has become of the exchange's claim, and let its key go. When the exchange is settled; later calls do nothing."""
+        if ex.key is None or ex.request is None or ex.broadcast is None or ex.released:
             return None
         assert ex.caller is not None  # noqa: S101
-        self._by_key.pop((ex.caller.name, ex.key), None)
+        ex.released = True
+        del self._by_key[ex.caller.name, ex.key]
         end = _end(ex)
         record = Kept(
             ex.caller.name,
@@ -117,14 +162,57 @@ class Running:
         )
         return self.claims.finish(record, runtime.clock.now_us() + int(ex.snapshot.config.storage.retain.idempotency * 1e6))
 
+    async def begun(self, ex: Exchange) -> None:
+        """Make sure that no client sees a byte of which a crash would leave no trace, where that would make it run twice."""
+        if (
+            ex.key is not None
+            and ex.answer is not None
+            and ex.answer.streams
+            and ex.snapshot.config.idempotency.on_broken is OnBroken.CONFLICT
+        ):
+            await self.claims.begun(ex.request_id, wait=True)
+
+    def close(self, ex: Exchange) -> None:
+        """Let go of an exchange that is over; a stream stays for those who come back within its grace."""
+        if self._by_id.pop(ex.request_id, None) is None:
+            return
+        broadcast = ex.broadcast
+        assert broadcast is not None  # noqa: S101 - opened with one
+        assert ex.caller is not None  # noqa: S101
+        place = None if ex.key is None else (ex.caller.name, ex.key)
+        broadcast.on_begun = None
+        if not broadcast.resumable or not broadcast.ended:
+            broadcast.on_silence = None
+            self._unname(place, ex.request_id)
+            return
+        broadcast.on_silence = lambda: self._forget(broadcast.request_id)
+        self._ended[ex.request_id] = _Ended(broadcast, place, broadcast.tape.size)
+        self._ended_bytes += broadcast.tape.size
+        while self._ended_bytes > ENDED_BYTES:
+            self._forget(next(iter(self._ended)))
+
+    def _forget(self, request_id: str) -> None:
+        """Its grace is over, or its room is needed."""
+        ended = self._ended.pop(request_id, None)
+        if ended is not None:
+            ended.broadcast.on_silence = None
+            self._ended_bytes -= ended.size
+            self._unname(ended.place, request_id)
+
+    def _unname(self, place: Place | None, request_id: str) -> None:
+        if place is not None and self._names.get(place) == request_id:
+            del self._names[place]
+
     async def stored(self, caller: str, name: str, now_us: int) -> Broadcast | None:
-        """A finished answer from disk, by key or request id. Raises ProxyError stream_forbidden for another caller's."""
+        """A finished answer from disk, by key or request id. Raises ProxyError stream_forbidden for another caller's, stream_gone."""
         found = await self.claims.find(caller, name, now_us)
-        if found is None or found.state != ClaimState.DONE:
+        if found is None:
             return None
         if found.caller != caller:
             raise forbidden()
-        return _again(found)
+        if found.state == ClaimState.BROKEN:
+            raise ProxyError("stream_gone", "This stream broke off. Repeat its request to run it anew.")
+        return _again(found) if found.state == ClaimState.DONE else None
 
     async def _take(self, ex: Exchange, key: str, request: Request, runtime: Runtime) -> Kept | None:
         assert ex.caller is not None  # noqa: S101
@@ -146,15 +234,10 @@ class Running:
             ) from None
         return standing
 
-    def _vacate(self, place: tuple[str, str], mine: asyncio.Future[Exchange]) -> None:
-        self._by_key.pop(place, None)
-        mine.cancel()
-
     def _silent(self, ex: Exchange) -> None:
-        """Nobody has listened for long enough: stop what still runs, forget what has ended."""
-        if ex.broadcast is not None and not ex.broadcast.ended and ex.task is not None:
-            ex.task.cancel()
-        self._by_id.pop(ex.request_id, None)
+        """Nobody has listened for long enough: stop what still runs."""
+        if ex.broadcast is not None:
+            self.stop(ex.broadcast)
 
 
 def forbidden() -> ProxyError:
@@ -173,7 +256,16 @@ def wants_resumable(headers: Headers) -> bool:
     return any(preference.split(b";")[0].strip().lower() == b"resumable" for preference in values.split(b","))
 
 
-async def _other(entry: asyncio.Future[Exchange]) -> Exchange | None:
+async def _fingerprint(endpoint: Endpoint, raw: bytes) -> bytes:
+    """What makes a body the same as another."""
+    return fingerprint(canonical(raw) if endpoint is Endpoint.CHAT else normal(raw))
+
+
+async def _fingerprint_aside(endpoint: Endpoint, raw: bytes) -> bytes:
+    return await asyncio.to_thread(lambda: fingerprint(canonical(raw) if endpoint is Endpoint.CHAT else normal(raw)))
+
+
+async def _other(entry: asyncio.Future[Exchange | Kept]) -> Exchange | Kept | None:
     """Wait until the other request has its claim; None if it did not get one."""
     await asyncio.wait([entry])
     return None if entry.cancelled() else entry.result()
@@ -206,7 +298,7 @@ def _end(ex: Exchange) -> _End:
         return _End(ClaimState.DONE, error.status, REFUSED, error.document())
     if error is None and answer is not None and answer.finished_whole and kept(answer.status):
         if not broadcast.streamed:
-            return _End(ClaimState.DONE, answer.status, tuple(to_client(answer.headers)), ex.held)
+            return _End(ClaimState.DONE, answer.status, tuple(ex.told()), ex.held)
         body = None if broadcast.tape.overflowed else broadcast.tape.whole() + ex.held
         return _End(ClaimState.DONE, answer.status, broadcast.headers, body)
     return _End(ClaimState.BROKEN if broadcast.committed else ClaimState.FAILED)
@@ -216,7 +308,7 @@ def _again(found: Kept) -> Broadcast:
     """A kept answer as something to listen to. Raises ProxyError stream_gone if it was too large to keep."""
     if found.body is None:
         raise gone()
-    broadcast = Broadcast(found.request_id, found.caller, len(found.body) + 1, 0.0)
+    broadcast = Broadcast(found.request_id, found.caller, len(found.body) + 1, 0.0, resumable=found.streamed)
     if found.streamed and found.status is not None and found.status < 300:
         broadcast.begin(found.status, found.headers, None, b"")
         broadcast.finish(found.body)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxyd.model import LedgerRow, State
+from proxyd.rules.price import written_cost
 
 if TYPE_CHECKING:
     import asyncio
@@ -80,6 +81,8 @@ class Exchange:
     settled: bool = False
     cost: tuple[int, str] | None = None
     """What it cost, in 10⁻⁹ of a currency, and the currency; None until it is settled, and where no price is known."""
+    released: bool = False
+    """Its claim is finished, its key somebody else's to take."""
     bytes_out: int = 0
 
     @property
@@ -92,6 +95,12 @@ class Exchange:
         """The route's settings. Only after admit."""
         assert self.route is not None  # noqa: S101 - admit has set it, or the exchange ended there
         return self.route.model
+
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """The headers of a whole answer: the upstream's, and what it cost (a stream's head has left before anybody knows)."""
+        assert self.answer is not None  # noqa: S101 - dispatch has run
+        cost = [] if self.cost is None else [(b"X-Proxyd-Cost", f"{written_cost(self.cost[0])} {self.cost[1]}".encode())]
+        return [*self.answer.told(), *cost]
 
     def outcome(self) -> tuple[State, str | None]:
         """What the running attempt has come to: its ledger state, and the error code if there is one."""

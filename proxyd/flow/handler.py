@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from proxyd.config.schema import OnDisconnect
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import admit
-from proxyd.flow.claims import REPLAYED
+from proxyd.flow.claims import REPLAYED, RESUMABLE
 from proxyd.flow.dispatch import dispatch
 from proxyd.flow.exchange import Exchange
 from proxyd.flow.relay import finish, relay, unheard
@@ -47,6 +47,8 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
     except BaseException as error:
         ex.error = error if isinstance(error, ProxyError) else None
         ex.client_left = not isinstance(error, Exception)
+        if ex.broadcast is not None and ex.broadcast.request_id == ex.request_id:  # somebody may have joined it meanwhile
+            _break(ex.broadcast, ex.error or ProxyError("client_gone", "This exchange was stopped."))
         _leave(ex, runtime)
         raise
     try:
@@ -54,7 +56,8 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
             await serve(ex, runtime, down)
         elif verdict is Verdict.RUN:
             ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
-            await ex.broadcast.listen(down)
+            ex.task.add_done_callback(lambda _: _stillborn(ex, runtime))
+            await ex.broadcast.listen(down, extra=RESUMABLE if ex.key is None else ())
         else:
             await _again(ex, ex.broadcast, runtime, down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
     except asyncio.CancelledError:
@@ -70,6 +73,9 @@ async def _again(ex: Exchange, broadcast: Broadcast, runtime: Runtime, down: Dow
     down.request_id = broadcast.request_id  # the same headers as the first time
     try:
         await broadcast.listen(down, extra=extra)
+    except ProxyError as error:
+        ex.error = error
+        raise
     finally:
         _leave(ex, runtime)
 
@@ -80,6 +86,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
     try:
         await runtime.allowances.reserve(ex)  # here, for a refusal reaches those who joined too, and the claim is given back
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried
+        await runtime.running.begun(ex)
         await relay(ex, ex.answer, down)  # from here on there is no second try
         await settle(ex, runtime)  # on disk before the client sees the end
         finish(ex, down)
@@ -97,7 +104,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             drained = True
             runtime.spawn(unheard(ex, ex.answer, runtime))  # reads on for exact usage, then settles
         elif ex.broadcast is not None:
-            ex.broadcast.abort(error_event(ProxyError("client_gone", "This stream was stopped.")))
+            _break(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
         raise
     except Exception:
         log.exception("exchange failed", extra={"request_id": ex.request_id})
@@ -122,4 +129,13 @@ def _break(down: Downstream | Broadcast, error: ProxyError) -> None:
 def _leave(ex: Exchange, runtime: Runtime) -> None:
     """Settle once, always, without awaiting; whatever happened."""
     settle(ex, runtime)
+    runtime.running.close(ex)
     runtime.active.pop(ex.request_id, None)
+
+
+def _stillborn(ex: Exchange, runtime: Runtime) -> None:
+    """It was stopped before its first step, so that not even its `finally` ran."""
+    if not ex.settled and ex.broadcast is not None:
+        ex.client_left = True
+        _break(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
+        _leave(ex, runtime)

@@ -6,14 +6,11 @@ answered with a proper error.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.flow.settle import settle
 from proxyd.flow.watch import Watch
-from proxyd.rules.price import written_cost
-from proxyd.wire import headers
 from proxyd.wire.faults import in_band
 
 if TYPE_CHECKING:
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 STREAM_HEADERS = [(b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no")]
 """What keeps caches and nginx from holding a stream back."""
-_CODING = re.compile(r"[A-Za-z0-9-]{1,20}(?:, ?[A-Za-z0-9-]{1,20}){0,3}")
 
 
 async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> None:
@@ -63,7 +59,7 @@ def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
     if down.committed:
         down.finish(ex.held)
     else:
-        down.reply(answer.status, [*_headers(answer), *_cost(ex)], ex.held)
+        down.reply(answer.status, ex.told(), ex.held)
 
 
 async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
@@ -85,20 +81,8 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
 def _begin(answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
-    down.begin(answer.status, _headers(answer) + extra, None, ready)
+    down.begin(answer.status, answer.told() + extra, None, ready)
     answer.push = down.write
-
-
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
-    """What the client learns of the answer's headers. A body that came coded, although we asked for identity, leaves as it came."""
-    coding = answer.header(b"content-encoding") or ""
-    found = headers.to_client(answer.headers)
-    return [*found, (b"Content-Encoding", coding.encode())] if _CODING.fullmatch(coding) else found
-
-
-def _cost(ex: Exchange) -> list[tuple[bytes, bytes]]:
-    """What a whole answer cost; a stream's head has left before anybody knows."""
-    return [] if ex.cost is None else [(b"X-Proxyd-Cost", f"{written_cost(ex.cost[0])} {ex.cost[1]}".encode())]
 
 
 def _overflow(answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -162,9 +163,8 @@ class Runtime:
                 self.ledger.checkpoint(rows)
 
     async def prune(self, interval: float) -> None:
-        """Delete what is past its retention, every so often."""
+        """Delete what is past its retention, every so often, and when more answers are kept than may be."""
         while True:
-            await asyncio.sleep(interval)
             retain, now = self.snapshot.config.storage.retain, self.clock.now_us()
             try:
                 await self.running.claims.prune(now)
@@ -172,6 +172,9 @@ class Runtime:
                     await self.ledger.prune(now - int(retain.usage * 1e6))
             except StoreError as error:
                 log.warning("old rows were not deleted: %s", error)
+                await asyncio.sleep(interval)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.running.claims.crowded.wait(), interval)
 
     def _progress(self, ex: Exchange) -> LedgerRow | None:
         row, answer = ex.row, ex.answer
@@ -186,8 +189,10 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
     """Tell of an exchange what log and metrics may know."""
     answer = ex.answer
     status = row.status if row is not None else None
-    if status is None:
-        status = ex.error.status if ex.error is not None else 200 if ex.replayed else 499
+    if status is None and ex.error is not None:
+        status = ex.error.status
+    elif status is None:
+        status = ex.broadcast.status or 499 if ex.replayed and ex.broadcast is not None else 499
     known = (
         {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
     )

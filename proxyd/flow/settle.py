@@ -30,18 +30,17 @@ WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", 
 class OnDisk:
     """Await it to know that the row is on disk. Being cancelled meanwhile cancels nobody but the waiter."""
 
-    __slots__ = ("_future", "claim")
+    __slots__ = ("_future",)
 
     def __init__(self, future: asyncio.Future[None] | None = None) -> None:
         self._future = future
-        self.claim: asyncio.Future[None] | None = None
 
     def __await__(self) -> Generator[object, None, None]:
         """Wait for the commit."""
-        for future in (self._future, self.claim):
-            if future is not None and not future.done():
-                # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
-                yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
+        future = self._future
+        if future is not None and not future.done():
+            # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
+            yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
 
 
 def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
@@ -50,12 +49,11 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
         return OnDisk()
     ex.settled = True
     _leave(ex, ex.error, runtime)
-    claim = runtime.running.finish(ex, runtime)
     row, ex.row = ex.row, None
     if row is None:
         runtime.observe(ex, None)
         _free(ex, runtime)
-        return OnDisk(claim)
+        return OnDisk(runtime.running.finish(ex, runtime))
     row.state, row.error = ex.outcome()
     if row.error is not None and TABLE[row.error].blame is Blame.UPSTREAM:
         runtime.metrics.attempt_failed(ex.label, row.upstream, row.error, again=False)
@@ -66,9 +64,9 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
     elif ex.answer is not None and ex.answer.status:
         row.status = ex.answer.status
     row.bytes_out = ex.bytes_out
-    on_disk = _close(ex, row, ex.answer, runtime)
-    on_disk.claim = claim  # in the same group commit
-    return on_disk
+    if row.state is not State.DONE:
+        runtime.running.finish(ex, runtime)  # at once: who tries again must find it
+    return _close(ex, row, ex.answer, runtime)
 
 
 def settle_attempt(ex: Exchange, error: ProxyError, runtime: Runtime) -> OnDisk:
@@ -128,7 +126,9 @@ def _enqueue(closing: _Closing, runtime: Runtime) -> asyncio.Future[None]:
         if row.cost_nano is not None and row.currency is not None:
             ex.cost = row.cost_nano, row.currency
         runtime.observe(ex, row)
-    return runtime.ledger.settle(row)
+    on_disk = runtime.ledger.settle(row)
+    claim = runtime.running.finish(ex, runtime) if closing.last else None
+    return on_disk if claim is None else claim  # written in this order, in one commit
 
 
 def _free(ex: Exchange, runtime: Runtime) -> None:

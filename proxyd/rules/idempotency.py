@@ -2,7 +2,8 @@
 
 | what stands under the key      | the same request  | another request |
 |--------------------------------|-------------------|-----------------|
-| nothing, or a failed attempt   | Run               | Run             |
+| nothing                        | Run               | Run             |
+| a failed attempt               | Run, the next one | Conflict        |
 | running                        | Join              | Conflict        |
 | done                           | Replay            | Conflict        |
 | broken after its first byte    | Run or Conflict   | Conflict        |
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 MAX_KEY = 255
 _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-FINGERPRINT_VERSION = b"1"
+_ESCAPED = re.compile(r'\\(["\\])')
+FINGERPRINT_VERSION = b"2"
 KEPT_STATUSES = frozenset({400, 404, 413, 422})
 """Refusals that would be the same again. (A 401, 403, 408, 429 or 5xx may be cured by time.)"""
 
@@ -78,7 +80,7 @@ def key_of(values: Iterable[bytes]) -> str | None:
         raise _bad("was sent more than once")
     text = found[0].decode("latin-1").strip(" \t")
     if len(text) >= 2 and text[0] == text[-1] == '"':
-        text = text[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        text = _ESCAPED.sub(r"\1", text[1:-1])  # RFC 8941 3.3.3
     if not text or len(text) > MAX_KEY:
         raise _bad(f"must have 1 to {MAX_KEY} characters")
     if not _PRINTABLE.fullmatch(text):
@@ -93,12 +95,15 @@ def fingerprint(canonical: bytes) -> bytes:
 
 def judge(standing: Standing | None, request: Request, on_broken: OnBroken) -> Verdict:
     """Decide. Raises ProxyError idempotency_key_reused or idempotency_broken."""
-    if standing is None or standing.state is ClaimState.FAILED:
+    if standing is None:
         return Verdict.RUN
     if standing.request != request:
         raise ProxyError(
-            "idempotency_key_reused", f"This Idempotency-Key was used for another request: {_difference(standing.request, request)}."
+            "idempotency_key_reused",
+            f"This Idempotency-Key was used for another request: {_difference(standing.request, request)}. Use a new key.",
         )
+    if standing.state is ClaimState.FAILED:
+        return Verdict.RUN
     if standing.state is ClaimState.BROKEN:
         if on_broken is OnBroken.CONFLICT:
             raise ProxyError(

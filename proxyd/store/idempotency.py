@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,14 @@ from proxyd.config.schema import Durability
 from proxyd.store.writer import Upsert
 
 if TYPE_CHECKING:
-    import asyncio
     import sqlite3
     from collections.abc import Callable
 
     from proxyd.store.db import Database
 
 PRUNE_ROWS = 100
-"""Rows deleted in one commit: pruning must never make the writer wait."""
+PRUNE_BYTES = 4 << 20
+"""What is deleted in one commit, in rows and bytes of answers (or one row, however large): pruning must never make the writer wait."""
 SIZE_LIMIT = 1 << 30
 """Bytes of kept answers; beyond it the oldest go first."""
 
@@ -66,10 +67,20 @@ _CLAIM = (
 )
 _BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state = 'running'"
 _FINISH = "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, expires_at = ? WHERE request_id = ?"
-_RECOVER = "UPDATE idempotency_keys SET state = CASE begun WHEN 1 THEN 'broken' ELSE 'failed' END WHERE state = 'running'"
-_EXPIRED = "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM idempotency_keys WHERE expires_at <= ? AND state != 'running' LIMIT ?)"
-_OLDEST = "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM idempotency_keys WHERE state != 'running' ORDER BY expires_at LIMIT ?)"
+_ABANDON = "UPDATE idempotency_keys SET state = 'failed' WHERE request_id = ? AND state = 'running'"
+# The ledger knows how many attempts a crash has cut short; the claim was written before them.
+_RECOVER = (
+    "UPDATE idempotency_keys SET state = CASE begun WHEN 1 THEN 'broken' ELSE 'failed' END, attempt = max(attempt, coalesce("
+    "(SELECT max(attempt) FROM usage_events WHERE usage_events.request_id = idempotency_keys.request_id), 0)) WHERE state = 'running'"
+)
+# The oldest rows, up to so many bytes: `total` is what the rows before one hold.
+_DELETE = (
+    "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY expires_at, id) - size AS total FROM "
+    "(SELECT id, expires_at, coalesce(length(body), 0) AS size FROM idempotency_keys WHERE state != 'running' AND expires_at <= ? "
+    "ORDER BY expires_at LIMIT ?)) WHERE total <= ?)"
+)
 _SIZE = "SELECT coalesce(sum(length(body)), 0) FROM idempotency_keys"
+_FOREVER = 2**63 - 1
 
 
 class Claims:
@@ -77,6 +88,10 @@ class Claims:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self.size = 0
+        """Bytes of the answers that are kept, as far as is known: exact after `prune`, grown by what was finished since."""
+        self.crowded = asyncio.Event()
+        """More than SIZE_LIMIT is kept: it is time to prune."""
 
     def take(self, claim: Claim, judge: Callable[[Kept | None], bool]) -> asyncio.Future[tuple[int, Kept | None]]:
         """Look what stands under the key and, if `judge` says that the claim may run, take it: in one transaction, on disk.
@@ -99,16 +114,22 @@ class Claims:
             )
             return attempts, None
 
-        return self._db.submit(work)
+        return self._db.submit(work, undo=Upsert(_ABANDON, (claim.request_id,)))
 
-    def begun(self, request_id: str) -> None:
-        """Note that a byte of the answer went out. Nobody waits for this: after a crash it tells a broken answer from none."""
-        self._db.put(("idempotency_keys begun", request_id), Upsert(_BEGUN, (request_id,)), wait=False)
+    def begun(self, request_id: str, *, wait: bool = False) -> asyncio.Future[None]:
+        """Note that a byte of the answer goes out: after a crash it tells a broken answer from none.
+
+        With `wait` done when on disk, or when the disk fails; without, at once.
+        """
+        return self._db.put(("idempotency_keys begun", request_id), Upsert(_BEGUN, (request_id,)), wait=wait)
 
     def finish(self, kept: Kept, expires_at: int) -> asyncio.Future[None]:
         """Write what has become of a claim. Done when on disk (strict), or at once; never fails."""
         headers = orjson.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in kept.headers]).decode()
         params = (kept.state, kept.attempt, kept.status, headers, kept.body, expires_at, kept.request_id)
+        self.size += len(kept.body or b"")
+        if self.size > SIZE_LIMIT:
+            self.crowded.set()
         return self._db.put(("idempotency_keys", kept.request_id), Upsert(_FINISH, params), wait=self._db.durability is Durability.STRICT)
 
     async def find(self, caller: str, key: str, now_us: int) -> Kept | None:
@@ -126,12 +147,16 @@ class Claims:
 
     async def prune(self, now_us: int) -> int:
         """Delete what has expired, a few rows at a time; then the oldest, while more than SIZE_LIMIT is kept. Returns the size kept."""
-        while await self._db.submit(lambda connection: connection.execute(_EXPIRED, (now_us, PRUNE_ROWS)).rowcount) == PRUNE_ROWS:
+        self.crowded.clear()
+        while await self._delete(now_us):
             pass
-        while (size := await self._db.read(_size)) > SIZE_LIMIT:
-            if not await self._db.submit(lambda connection: connection.execute(_OLDEST, (PRUNE_ROWS,)).rowcount):
-                break
-        return size
+        self.size = await self._db.read(_size)
+        while self.size > SIZE_LIMIT and await self._delete(_FOREVER):
+            self.size = await self._db.read(_size)
+        return self.size
+
+    def _delete(self, expired_by: int) -> asyncio.Future[int]:
+        return self._db.submit(lambda connection: connection.execute(_DELETE, (expired_by, PRUNE_ROWS, PRUNE_BYTES)).rowcount)
 
 
 def _size(connection: sqlite3.Connection) -> int:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Show the upstreams as they are now."""
-    down.reply(200, [JSON], orjson.dumps({"upstreams": runtime.upstream_states(), "active": len(runtime.active)}))
+    """Show the upstreams as they are now, what runs, and what is kept to be sent again."""
+    document = {"upstreams": runtime.upstream_states(), "active": len(runtime.active), "idempotency": runtime.running.describe()}
+    down.reply(200, [JSON], orjson.dumps(document))
 
 
 async def metrics(runtime: Runtime, down: Downstream, _argument: str) -> None:
