@@ -96,7 +96,8 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         _break(down, error)
     except asyncio.CancelledError:
         if runtime.cut is not None:  # not the client left: we do
-            ex.error = runtime.cut
+            if not ex.settled:  # else it was whole, and is kept for who asks again
+                ex.error = runtime.cut
             _break(down, runtime.cut)
             raise
         ex.client_left = True

@@ -252,6 +252,28 @@ async def test_past_the_tape_is_410_and_what_nobody_can_have_any_more_is_stopped
     assert (await ask(daemon.url, PATH, chat("n", stream=True), Idempotency_Key="n")).whole
 
 
+async def test_an_end_in_a_hurry_never_makes_a_whole_answer_run_twice(own, origin):
+    """A second SIGTERM while the last tokens are counted: row and claim agree."""
+    daemon = own()
+    gate = Gate()
+    origin.on("m", stream(delta("a"), gate, *EVENTS[1:4], DONE), answering(True, "b"))
+    visit = await begun(daemon, "m", "k")
+    assert daemon.child is not None
+    gate.open()
+    for _ in range(2):
+        daemon.child.process.terminate()
+        await asyncio.sleep(0.02)
+    await visit.rest()
+    await visit.leave()
+    assert await asyncio.to_thread(daemon.child.wait) == 0
+    daemon.child.end()
+    (row,) = daemon.rows("m")
+    daemon.start()
+    answer = await ask(daemon.url, PATH, chat("m", stream=True), Idempotency_Key="k")
+    assert answer.whole
+    assert ("idempotent-replayed" in answer.headers) is (row["state"] == "done")
+
+
 async def test_a_drain_waits_for_a_stream_that_nobody_listens_to(own, origin):
     daemon = own()
     gate = Gate()
@@ -262,7 +284,8 @@ async def test_a_drain_waits_for_a_stream_that_nobody_listens_to(own, origin):
     daemon.child.process.terminate()
     await asyncio.sleep(0.2)
     gate.open()
-    await asyncio.to_thread(daemon.stop)
+    assert await asyncio.to_thread(daemon.child.wait) == 0
+    daemon.child.end()
     assert [row["state"] for row in daemon.rows("m")] == ["done"]
     daemon.start()
     assert (await again(daemon, "k")).body == b"".join([*EVENTS[:4], DONE])
