@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "serve": "run the daemon",
     "demo": "run it at once: no file, no key, no network",
     "check": "validate the YAML: every mistake at once",
+    "keys": "API keys: make, list, rotate, revoke",
     "usage": "what was used, by model, caller, upstream or day",
     "models": "the route table as resolved",
     "schema": "print the JSON Schema of the YAML, for editors",

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 from proxyd.cli import config_path
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
+from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
 from proxyd.config.mistakes import ConfigError, Mistake
-from proxyd.config.safety import refusals
+from proxyd.config.safety import Made, refusals
+from proxyd.store.file import StoreError, database_path
+from proxyd.store.keys import stored
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from proxyd.config.schema import Config
 
 HELP = """Validate the YAML whole: every mistake at once, as file:line:column: message.
 
@@ -41,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         mistakes = error.mistakes
     warnings = loaded.warnings if loaded is not None else ()
-    refused = [Mistake(str(path), 1, 1, f"serve refuses to start: {reason}") for reason in (refusals(loaded.config) if loaded else ())]
+    refused = [
+        Mistake(str(path), 1, 1, f"serve refuses to start: {reason}")
+        for reason in (refusals(loaded.config, made=_made(path, loaded.config)) if loaded else ())
+    ]
     mistakes = (*mistakes, *refused)
     if args.format == "json":
         _json(str(path), loaded, mistakes, warnings)
@@ -94,3 +103,14 @@ def _place(mistake: Mistake) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _made(path: Path, config: Config) -> Made:
+    """Count the keys of the database, if there is one."""
+    now_us = Clock().now_us()
+    try:
+        place = database_path(config.storage.url, path.absolute().parent, os.environ.get("STATE_DIRECTORY"))
+        live = [key for key in stored(place) if key.live(now_us)]
+    except StoreError:
+        return Made()
+    return Made(len(live), sum(key.caller.admin for key in live))

@@ -13,6 +13,7 @@ from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
 from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
 from proxyd.config.tree import Scalar, shown
+from proxyd.config.units import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -229,6 +230,7 @@ def _keys(draft: Draft) -> None:
             draft.mistake((*path, "key"), f"the key is the same as that of {owners[key.key]}")
         if not _VISIBLE.fullmatch(key.key):
             draft.mistake((*path, "key"), "'key' cannot go into a header: only visible ASCII characters can")
+        _expiry(draft, (*path, "expires"), key.expires)
         names.add(key.name)
         owners.setdefault(key.key, name)
         if not key.models and (*path, "models") not in draft.kept:
@@ -236,6 +238,14 @@ def _keys(draft: Draft) -> None:
         for at, pattern in draft.items((*path, "models"), key.models):
             if _pattern(draft, at, pattern) and routes and not any(covers(pattern, route) or covers(route, pattern) for route in routes):
                 draft.mistake(at, f"no model is called {draft.written(at)}{meant(pattern, routes)}")
+
+
+def _expiry(draft: Draft, path: Path, text: str | None) -> None:
+    try:
+        if text is not None:
+            moment(text)
+    except ValueError as error:
+        draft.mistake(path, f"{draft.written(path)} {error}")
 
 
 def _listeners(draft: Draft) -> None:

@@ -4,10 +4,8 @@ NOT_BUILT = frozenset(
     {
         "analytics",
         "auth.jwt",
-        "auth.keys.*.admin",
         "auth.keys.*.budget",
         "auth.keys.*.delivery",
-        "auth.keys.*.expires",
         "cors",
         "delivery",
         "models.*.cache",

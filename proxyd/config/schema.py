@@ -216,6 +216,9 @@ class Key(_Section, frozen=True):
     key: Annotated[str, _about("the secret; write ${VAR}", secret=True)]
     models: Annotated[tuple[str, ...], _about("model names or patterns that it may use")] = ("*",)
     limits: Annotated[Allowance, _about("rpm, tpm and concurrency of this caller")] = Allowance()
+    admin: Annotated[bool, _about("whether it may use the operator's port from other machines")] = False
+    expires: Annotated[str | None, _about("the day or time from which on it lets nobody in, as in 2027-01-31")] = None
+    default_model: Annotated[str | None, _about("what a request without a model means")] = None
 
 
 class Auth(_Section, frozen=True):

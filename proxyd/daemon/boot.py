@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from aiohttp import http_parser
 
-from proxyd.config.safety import refusals
+from proxyd.config.safety import Made, refusals
 from proxyd.config.schema import Environment, Key, Kind
 from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
+from proxyd.flow.keyring import Keyring
 from proxyd.flow.runtime import Runtime, Snapshot
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
 from proxyd.rules.price import price_of, quoted
 from proxyd.rules.routes import RouteTable
 from proxyd.store.db import Database, database_path
 from proxyd.store.idempotency import Claims
+from proxyd.store.keys import ApiKeys
 from proxyd.store.ledger import Ledger
 from proxyd.upstream.echo import EchoUpstream
 from proxyd.upstream.http import HttpUpstream
@@ -42,9 +44,10 @@ class RefusedError(Exception):
         self.reasons = reasons
 
 
-def check(config: Config, listen: Sequence[str] | None) -> None:
+def check(config: Config, listen: Sequence[str] | None, keyring: Keyring) -> None:
     """Refuse to serve where that would be unsafe; `listen` as `safety.refusals` takes it. Raises RefusedError."""
-    reasons = refusals(config, listen)
+    live = keyring.live()
+    reasons = refusals(config, listen, Made(len(live), sum(key.caller.admin for key in live)))
     if not http_parser.HttpRequestParser.__module__.endswith("_http_parser"):
         reasons.append(
             "aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient"
@@ -62,9 +65,9 @@ def snapshot(config: Config, made_key: str | None) -> Snapshot:
     return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None, prices)
 
 
-def make_key(config: Config) -> str | None:
-    """The key that proxyd brings itself, where the configuration names none and the environment allows it."""
-    if config.auth is None or config.auth.keys:
+def make_key(config: Config, keyring: Keyring) -> str | None:
+    """The key that proxyd brings itself, where there is none in file and database and the environment allows it."""
+    if config.auth is None or config.auth.keys or keyring.live():
         return None
     if config.environment is Environment.TEST:
         return TEST_KEY
@@ -76,17 +79,29 @@ def door(spec: Upstream, clock: Clock) -> Door:
     return EchoUpstream(spec, clock) if spec.kind is Kind.ECHO else HttpUpstream(spec, clock)
 
 
-async def runtime(config: Config, folder: Path, environ: Mapping[str, str], clock: Clock) -> tuple[Runtime, Database, str | None]:
-    """Open the database, and put everything together. `check` comes first. Raises StoreError."""
+async def opened(config: Config, folder: Path, environ: Mapping[str, str], clock: Clock) -> tuple[Database, Keyring]:
+    """Open the database, and read its keys: what `check` and `runtime` need. Raises StoreError; then nothing is left open."""
     path = database_path(config.storage.url, folder, environ.get("STATE_DIRECTORY"))
     database = Database(path, durability=config.storage.durability, on_failure=config.storage.on_failure, clock=clock)
     await database.open()
+    keyring = Keyring(ApiKeys(database), clock, random.SystemRandom())
+    try:
+        await keyring.load()
+    except BaseException:
+        await database.close()
+        raise
+    return database, keyring
+
+
+async def runtime(config: Config, database: Database, keyring: Keyring, clock: Clock) -> tuple[Runtime, str | None]:
+    """Put everything together. `check` comes first. Raises StoreError."""
     ledger = Ledger(database)
     recovered = await ledger.recover(clock.now_us())
-    key = make_key(config)
+    key = make_key(config, keyring)
     claims = Claims(database)
     await claims.recover()
     made = Runtime(snapshot(config, key), clock, random.Random(os.urandom(32)), ledger, Running(claims))  # noqa: S311 - ids and jitter; no secret is drawn from it
+    made.keyring = keyring
     made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
     made.health = {name: Health() for name in config.upstreams}
     metrics = made.metrics
@@ -94,7 +109,7 @@ async def runtime(config: Config, folder: Path, environ: Mapping[str, str], cloc
     metrics.ledger_recovered(recovered)
     database.observe = lambda seconds, _: metrics.ledger_commit(seconds)
     database.observe_failure = metrics.ledger_failed
-    return made, database, key
+    return made, key
 
 
 def know(runtime: Runtime) -> None:

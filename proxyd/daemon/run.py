@@ -9,6 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from proxyd.config.address import parse_address
 from proxyd.daemon import boot
 from proxyd.daemon.drain import drain
 from proxyd.daemon.heartbeat import Heartbeat
@@ -73,8 +74,13 @@ class Daemon:
             raise boot.RefusedError([str(error)]) from error
         if unknown := handed.keys() - HANDED:
             raise boot.RefusedError([f"a socket was handed over as {min(unknown)!r}: FileDescriptorName= must be {' or '.join(HANDED)}"])
-        boot.check(self.config, [address_of(handed["clients"])] if "clients" in handed else None)
-        self._runtime, self._database, self.key = await boot.runtime(self.config, self._folder, self._environ, self._clock)
+        self._database, keyring = await boot.opened(self.config, self._folder, self._environ, self._clock)
+        try:
+            boot.check(self.config, [address_of(handed["clients"])] if "clients" in handed else None, keyring)
+            self._runtime, self.key = await boot.runtime(self.config, self._database, keyring, self._clock)
+        except BaseException:
+            await self._database.close()
+            raise
         self._heartbeat = Heartbeat(self._clock, self._runtime.metrics, self._notifier, feed)
         if log is not None:
             self._runtime.observers.append(log.access_line)
@@ -84,12 +90,13 @@ class Daemon:
             self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
             self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
             self._runtime.spawn(self._runtime.allowances.sweep()),
+            self._runtime.spawn(self._runtime.keyring.note_use()),
         ]
         try:
             self.url = await self._listen(self.config.listen, App(self._runtime), handed.get("clients"))
             if self.config.ops.listen is not None or "ops" in handed:
                 address = address_of(handed["ops"]) if "ops" in handed else str(self.config.ops.listen)
-                app = OpsApp(self._runtime, address.rpartition(":")[0].strip("[]"))
+                app = OpsApp(self._runtime, address.rpartition(":")[0].strip("[]"), guarded=not parse_address(address).loopback)
                 self.ops_url = await self._listen(address, app, handed.get("ops"))
         except BaseException:
             await self._close()

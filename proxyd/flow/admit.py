@@ -30,7 +30,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     limits = ex.snapshot.config.limits
     raw = await down.body(limits.body, limits.body_timeout)
     ex.asked_at = runtime.clock.monotonic()
-    ex.ask, ex.raw = body.parse_ask(ex.endpoint, raw), raw
+    ex.ask, ex.raw = body.parse_ask(ex.endpoint, raw, ex.caller.default_model), raw
     # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
     # where the caller could know it: both lists come from the route table.
     routes = ex.snapshot.routes
@@ -61,7 +61,24 @@ async def authenticate(runtime: Runtime, down: Downstream) -> Caller:
     presented = headers.credential(down.headers)
     if presented is None:
         raise ProxyError("invalid_api_key", "No API key was given. Send it as `Authorization: Bearer KEY`, `X-Api-Key` or `api-key`.")
-    caller = snapshot.keys.find(presented)
+    caller = _known(runtime, presented)
     if caller is None:
         raise ProxyError("invalid_api_key", "The API key is not valid here.")
+    return caller
+
+
+def administrator(runtime: Runtime, client: tuple[tuple[bytes, bytes], ...]) -> Caller:
+    """Find the admin by the credential in these headers, whatever `auth` lets in elsewhere. Raises ProxyError invalid_api_key."""
+    presented = headers.credential(client)
+    caller = None if presented is None else _known(runtime, presented)
+    if caller is None or not caller.admin:
+        raise ProxyError("invalid_api_key", "This needs an admin key: `proxyd keys create NAME --admin` makes one.")
+    return caller
+
+
+def _known(runtime: Runtime, presented: bytes) -> Caller | None:
+    """Find the caller of a key, in the file or in the database. All that fails costs and says the same."""
+    caller = runtime.snapshot.keys.find(presented) or runtime.keyring.find(presented)
+    if caller is None or (caller.expires_at is not None and runtime.clock.now_us() >= caller.expires_at):
+        return None
     return caller

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxyd.flow.claims import Running
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.health import Health
+    from proxyd.flow.keyring import Keyring
     from proxyd.model import Caller, Endpoint, LedgerRow
     from proxyd.rules.auth import Keys
     from proxyd.rules.price import Quote
@@ -74,6 +75,8 @@ class Runtime:
         self.chance = chance
         self.ledger = ledger
         self.running = running
+        self.keyring: Keyring
+        """Set once by who puts everything together, as the doors are."""
         self.tokenizers = Tokenizers()
         self.price_list = PriceList()
         self.started_at = clock.now_us()

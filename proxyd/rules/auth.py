@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from typing import TYPE_CHECKING
 
+from proxyd.config.units import moment
 from proxyd.model import Caller, Limits
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ def digest(presented: bytes) -> bytes:
 
 def caller_of(key: Key) -> Caller:
     """Make the caller of a static key."""
-    return Caller(key.name, key.models, limits=limits_of(key.limits))
+    return Caller(
+        key.name,
+        key.models,
+        admin=key.admin,
+        limits=limits_of(key.limits),
+        default_model=key.default_model,
+        expires_at=None if key.expires is None else moment(key.expires),
+    )
 
 
 def limits_of(allowance: Allowance) -> Limits:

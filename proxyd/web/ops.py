@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from proxyd.errors import ProxyError
+from proxyd.flow.admit import administrator
 from proxyd.metrics import CONTENT_TYPE
+from proxyd.web import keys
 from proxyd.web.app import JSON, App, Row, health, ready
 
 if TYPE_CHECKING:
@@ -37,19 +39,36 @@ OPS: tuple[Row, ...] = (
     Row("GET", "/ready", ready, "may take traffic"),
     Row("GET", "/metrics", metrics, "for Prometheus"),
     Row("GET", "/state", state, "upstreams and running exchanges"),
+    Row("GET", "/keys", keys.listed, "the keys of the database"),
+    Row("GET", "/keys/", keys.shown, "one caller's keys"),
+    Row("POST", "/keys", keys.create, "make a key"),
+    Row("POST", "/keys/", keys.change, "rotate a caller's key: /keys/NAME/rotate"),
+    Row("DELETE", "/keys/", keys.revoke, "end a caller's keys"),
 )
 
 
-class OpsApp(App):
-    """Serves the operator's port."""
+OPEN = frozenset({"/health", "/ready"})
+"""What needs no key anywhere: supervisors and balancers ask it."""
 
-    def __init__(self, runtime: Runtime, host: str) -> None:
+
+class OpsApp(App):
+    """Serves the operator's port. `guarded`: other machines reach it, so whoever asks must have an admin key."""
+
+    def __init__(self, runtime: Runtime, host: str, *, guarded: bool) -> None:
         super().__init__(runtime, OPS)
+        self._guarded = guarded
         names = "|".join(re.escape(name) for name in ("localhost", "127.0.0.1", "[::1]", host, f"[{host}]"))
         self._names = re.compile(rf"(?:{names})(?::\d+)?", re.IGNORECASE)
 
     def check(self, request: web.BaseRequest) -> None:
-        """Refuse other names than its own (CVE-2024-28224: DNS rebinding against Ollama)."""
+        """Refuse other names than its own (CVE-2024-28224: DNS rebinding against Ollama), other sites' pages, and strangers."""
         super().check(request)
-        if not self._names.fullmatch(request.headers.get("Host", "")):
+        # Where a key is needed a rebound page gets nowhere, and the names by which others reach us are not known.
+        if not self._guarded and not self._names.fullmatch(request.headers.get("Host", "")):
             raise ProxyError("invalid_request", "This port answers only to localhost and its own address.", status=421)
+        origin = request.headers.get("Origin")
+        # A page of another site may send a POST here without asking; browsers say where it came from (RFC 6454 7.3).
+        if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
+            raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
+        if self._guarded and request.rel_url.raw_path not in OPEN:
+            administrator(self._runtime, request.raw_headers)

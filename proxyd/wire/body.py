@@ -118,14 +118,14 @@ class Utf8Checker:
             raise ProxyError("invalid_json", "The JSON body of your request is not valid UTF-8.") from None
 
 
-def parse_ask(endpoint: Endpoint, body: bytes) -> Ask:
-    """Read the few members that proxyd needs out of a JSON body, and keep the rest raw.
+def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None) -> Ask:
+    """Read the few members that proxyd needs out of a JSON body, and keep the rest raw. `default_model` stands for none.
 
     The raw values point into `body` and keep it alive. That it is UTF-8 must have been checked by a Utf8Checker.
     Raises ProxyError `invalid_json` where it is not JSON, else `invalid_request` with `param`.
     """
     fields = _members(body)
-    model = _model(fields)
+    model = default_model if default_model is not None and _absent(fields, "model") else _model(fields)
     if endpoint not in _STREAMED:
         return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
     options = _member(fields, "stream_options", _OPTIONS, "an object whose include_usage is a boolean")

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from proxyd.config.safety import refusals
-from proxyd.config.schema import Auth, Config, Environment, Key
+from proxyd.config.safety import Made, refusals
+from proxyd.config.schema import Auth, Config, Environment, Key, Ops
 
 STRONG, WEAK = Key(name="a", key="0123456789abcdef"), Key(name="b", key="0123456789abcde")
 NEAR, FAR, NOBODY = "127.0.0.1:8080", "0.0.0.0:8080", Auth()
@@ -47,3 +47,27 @@ def test_the_addresses_that_are_really_listened_on_count():
 def test_a_refusal_holds_no_key():
     config = Config(upstreams={}, models={}, environment=PRODUCTION, auth=Auth(keys=(WEAK,)))
     assert WEAK.key not in "".join(refusals(config))
+
+
+def test_keys_of_the_database_count():
+    config = Config(upstreams={}, models={}, environment=PRODUCTION, listen=FAR)
+    assert len(refusals(config)) == 2
+    assert refusals(config, made=Made(keys=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin", "made", "count"),
+    [
+        ("0.0.0.0:9464", False, Made(), 1),
+        ("0.0.0.0:9464", False, Made(keys=3), 1),
+        ("0.0.0.0:9464", True, Made(), 0),
+        ("0.0.0.0:9464", False, Made(keys=1, admins=1), 0),
+        ("127.0.0.1:9464", False, Made(), 0),
+        ("unix:/run/ops.sock", False, Made(), 0),
+        (None, False, Made(), 0),
+    ],
+)
+def test_an_operators_port_that_others_reach_needs_an_admin(listen, admin, made, count):
+    key = Key(name="a", key="0123456789abcdef", admin=admin)
+    config = Config(upstreams={}, models={}, ops=Ops(listen=listen), auth=Auth(keys=(key,)))
+    assert len(refusals(config, made=made)) == count
