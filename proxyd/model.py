@@ -199,7 +199,7 @@ class LedgerRow:
     settled_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: one is made for every exchange, and freezing doubles what that costs
 class Ending:
     """How one exchange ended, whatever its way: what the access line and the metrics tell of it, and nothing secret.
 

@@ -33,8 +33,9 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
             _begin(answer, down, STREAM_HEADERS)
         else:
             answer.push = lambda data: _overflow(answer, down, data)
-        watch.start()
-        await answer.ended()
+        if not answer.over:
+            watch.start()
+            await answer.ended()
     finally:
         watch.stop()
         answer.push = None  # it knows the answer: together they would wait for the garbage collector
