@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "keys": "API keys: make, list, rotate, revoke",
     "usage": "what was used, by model, caller, upstream or day",
     "models": "the route table as resolved",
+    "db": "the database: back it up, check it, prune it, vacuum it",
     "schema": "print the JSON Schema of the YAML, for editors",
 }
 """What `proxyd --help` lists. The command `x` is the module `proxyd.cli.x`."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from proxyd.cli import config_path, output
+from proxyd.cli import Failed, config_path, ops, output
 
 if TYPE_CHECKING:
     import argparse
+
+    from proxyd.config.schema import Config
 
 HELP = "Show the route table as resolved: each model, its upstreams in order, and their state if the daemon runs."
 COLUMNS = tuple(output.Column(key, key.upper()) for key in ("model", "order", "upstream", "kind", "as", "strategy", "state"))
@@ -27,12 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from proxyd.config.load import load_file  # noqa: PLC0415 - `proxyd --help` loads no YAML
+    from proxyd.config.load import look_into  # noqa: PLC0415 - `proxyd --help` loads no YAML
     from proxyd.daemon.run import environment  # noqa: PLC0415
 
     environ = environment()
-    config = load_file(config_path(args, environ), environ)
-    states = _states(config.ops.listen)
+    config = look_into(config_path(args, environ), environ)
+    states = _states(config)
     rows: list[dict[str, Any]] = []
     for name, model in config.models.items():
         for place, target in enumerate(model.upstreams, 1):
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
                     "model": name,
                     "order": place,
                     "upstream": target.upstream,
-                    "kind": config.upstreams[target.upstream].kind.value,
+                    "kind": config.upstreams[target.upstream].kind.value if target.upstream in config.upstreams else None,
                     "as": target.model or (f"without {model.strip_prefix!r}" if model.strip_prefix else "the same"),
                     "strategy": model.strategy.value if len(model.upstreams) > 1 else "",
                     "state": states.get(target.upstream, "unknown (no daemon answers)")
@@ -57,13 +56,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _states(listen: str | None) -> dict[str, str] | None:
+def _states(config: Config) -> dict[str, str] | None:
     """Ask a running daemon's ops port; None where none answers."""
-    if listen is None or listen.startswith("unix:"):
-        return None
     try:
-        with urllib.request.urlopen(f"http://{listen}/state", timeout=2) as answer:
-            document = json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError):
+        found = ops.ask(config, "GET", "/state")["upstreams"]
+    except Failed:
         return None
-    return {name: facts["state"] for name, facts in document["upstreams"].items()}
+    return {name: facts["state"] for name, facts in found.items()}

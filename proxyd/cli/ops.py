@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Map
     from pathlib import Path
 
+    from proxyd.config.schema import Config
+
 TIMEOUT = 30.0
 """Seconds for one answer."""
+QUICK = 3.0
+"""Seconds for an answer that the daemon has at hand."""
+MOST = 16 * 1024 * 1024
+"""Bytes of an answer that are read."""
 
 
 class Unreachable(Failed):
@@ -52,9 +59,26 @@ def address(path: Path, environ: Map[str, str]) -> str:
     return listen
 
 
+def ask(config: Config, method: str, path: str, body: object = None, timeout: float = QUICK) -> dict[str, Any]:
+    """Ask the daemon of a configuration, with the admin key of the environment; `timeout` in seconds is for each silence.
+
+    Raises Failed, and Unreachable when none answers.
+    """
+    listen = config.ops.listen
+    if listen is None:
+        raise Unreachable("ops.listen is off: without the ops port there is no way to ask the daemon")
+    reply = _exchange(_Connection(listen, timeout), method, path, body, os.environ.get("PROXYD_ADMIN_KEY"))
+    if reply.status >= 400:
+        raise Failed(f"the proxyd at {listen} says: {reply.error.rstrip('.')}")
+    return reply.document
+
+
 def call(listen: str, method: str, path: str, body: object = None, key: str | None = None) -> Reply:
     """Ask the daemon. Raises Unreachable when none answers, Failed for an answer that is no JSON."""
-    connection = _connection(listen)
+    return _exchange(_Connection(listen, TIMEOUT), method, path, body, key)
+
+
+def _exchange(connection: _Connection, method: str, path: str, body: object, key: str | None) -> Reply:
     headers = {"Host": "localhost"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body)
     if data is not None:
@@ -62,15 +86,15 @@ def call(listen: str, method: str, path: str, body: object = None, key: str | No
     try:
         connection.request(method, path, data, headers)
         answer = connection.getresponse()
-        document = json.loads(answer.read())
+        document = json.loads(answer.read(MOST))
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"no daemon answers on {listen} (ops.listen): {error}") from error
+        raise Unreachable(f"no daemon answers on {connection.listen} (ops.listen): {error}") from error
     except ValueError as error:
-        raise Failed(f"what answers on {listen} is no proxyd") from error
+        raise Failed(f"what answers on {connection.listen} is no proxyd") from error
     finally:
         connection.close()
     if not isinstance(document, dict):
-        raise Failed(f"what answers on {listen} is no proxyd")
+        raise Failed(f"what answers on {connection.listen} is no proxyd")
     return Reply(answer.status, document)
 
 
@@ -92,23 +116,21 @@ def _written(path: Path) -> str | None:
     return listen.text
 
 
-def _connection(listen: str) -> http.client.HTTPConnection:
-    place = parse_address(listen)
-    if place.path is not None:
-        return _UnixConnection(place.path)
-    # What listens everywhere is reached here.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(place.host, place.host)
-    return http.client.HTTPConnection(host, place.port, timeout=TIMEOUT)
+class _Connection(http.client.HTTPConnection):
+    """HTTP over TCP or a Unix socket; no proxy of the environment has a say. `timeout` in seconds is for each silence."""
 
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
-        self._path = path
+    def __init__(self, listen: str, timeout: float) -> None:
+        self.listen = listen
+        place = parse_address(listen)
+        # What listens everywhere is reached here.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(place.host, place.host)
+        super().__init__(host or "localhost", place.port, timeout=timeout)
+        self._path = place.path
 
     def connect(self) -> None:
+        if self._path is None:
+            super().connect()
+            return
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

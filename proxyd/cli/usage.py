@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import re
 import sys
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, Failed, config_path, output
+from proxyd.cli import DONE, Failed, output, place
 from proxyd.clock import Clock
-from proxyd.config.load import load_file
 from proxyd.model import Source
 from proxyd.rules.price import written_cost
-from proxyd.store.file import StoreError, database_path
+from proxyd.store.file import StoreError
 from proxyd.store.usage import By, Period, report
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from proxyd.store.usage import Line, Report
 
@@ -63,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report. Raises Failed, ConfigError."""
     by = By(args.by)
     period = Period(since_us(args.since, Clock().now_us()))
-    path = _database(args)
+    _, path = place.database(args)
     try:
         found = report(path, by, period)
     except StoreError as error:
@@ -83,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return DONE
 
 
-def since_us(text: str, now_us: int) -> int | None:
+def since_us(text: str, now_us: int, option: str = "--since") -> int | None:
     """Read `--since`: `90m`, `24h`, `7d` or `2w` before now, a UTC day, or `all` (None). Microseconds since the epoch. Raises Failed."""
     if text == "all":
         return None
@@ -92,25 +89,8 @@ def since_us(text: str, now_us: int) -> int | None:
     try:
         day = dt.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=dt.UTC)
     except ValueError:
-        raise Failed(f"--since {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
+        raise Failed(f"{option} {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
     return max(0, int(day.timestamp()) * 1_000_000)
-
-
-def _database(args: argparse.Namespace) -> Path:
-    """Find the ledger through the configuration."""
-    place = config_path(args, os.environ)
-    config = load_file(place, os.environ)
-    state = os.environ.get("STATE_DIRECTORY")
-    try:
-        path = database_path(config.storage.url, place.absolute().parent, state)
-    except StoreError as error:
-        raise Failed(str(error)) from error
-    if not path.exists() and not state:
-        raise Failed(
-            f"no database at {path}: no daemon has run with this configuration yet; "
-            "one that runs under systemd keeps it elsewhere: STATE_DIRECTORY=/var/lib/proxyd proxyd usage …"
-        )
-    return path
 
 
 def _document(line: Line) -> dict[str, object]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_ENV_BYTES = 65_536
 """What a `.env` file may hold."""
+_WHERE_THINGS_ARE = frozenset({"listen", "ops", "storage"})
+"""What commands that only look need to know for certain: the database and the ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,20 @@ def parse(text: str, *, filename: str, secrets: Secrets) -> Config:
     return examine(text, filename=filename, secrets=secrets).config
 
 
-def examine(text: str, *, filename: str, secrets: Secrets) -> Loaded:
-    """Do what `parse` does, and tell the warnings too. Raises ConfigError with all mistakes."""
+def examine(text: str, *, filename: str, secrets: Secrets, lenient: bool = False) -> Loaded:
+    """Do what `parse` does, and tell the warnings too. Raises ConfigError with all mistakes.
+
+    `lenient` is for who only looks, in a shell that has none of the daemon's secrets: a reference that leads nowhere leaves its
+    value out, with what cannot be without it, unless it says where the database or a port is. Such a Config must not be served.
+    """
     root, mistakes = grow(text.removeprefix("\ufeff"), filename)
     if root is None:
         raise ConfigError(mistakes or [Mistake(filename, 1, 1, "the file is empty; it begins with 'upstreams:' and 'models:'")])
     draft = read(root, filename, secrets)
     check(draft)
-    if mistakes or draft.mistakes:
-        raise ConfigError([*mistakes, *draft.mistakes])
+    unresolved = [mistake for path, mistake in draft.unresolved if not lenient or path[0] in _WHERE_THINGS_ARE]
+    if mistakes or draft.mistakes or unresolved:
+        raise ConfigError([*mistakes, *draft.mistakes, *unresolved])
     values = draft.values
     for name, upstream in values["upstreams"].items():
         if upstream.base_url is not None:
@@ -63,7 +70,12 @@ def load_file(path: Path, environ: Mapping[str, str]) -> Config:
     return examine_file(path, environ).config
 
 
-def examine_file(path: Path, environ: Mapping[str, str]) -> Loaded:
+def look_into(path: Path, environ: Mapping[str, str]) -> Config:
+    """Do what `load_file` does for who only looks: secrets may be missing (`examine`, lenient). Never serve the result."""
+    return examine_file(path, environ, lenient=True).config
+
+
+def examine_file(path: Path, environ: Mapping[str, str], *, lenient: bool = False) -> Loaded:
     """Do what `load_file` does, and tell the warnings too. Raises ConfigError with all mistakes."""
     text = _text(path, MAX_BYTES)
     beside = path.parent / ".env"
@@ -75,7 +87,7 @@ def examine_file(path: Path, environ: Mapping[str, str]) -> Loaded:
 
     secrets = Secrets({**variables, **environ}, read_secret, environ.get("CREDENTIALS_DIRECTORY"))
     try:
-        loaded = examine(text, filename=str(path), secrets=secrets)
+        loaded = examine(text, filename=str(path), secrets=secrets, lenient=lenient)
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:

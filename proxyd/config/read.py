@@ -67,6 +67,8 @@ class Draft:
     literal: list[Path] = field(default_factory=list)
     """Secrets that stand in the file itself."""
     mistakes: list[Mistake] = field(default_factory=list)
+    unresolved: list[tuple[Path, Mistake]] = field(default_factory=list)
+    """References that lead nowhere, by the value that needs them. Mistakes too, but not for who only looks at the file."""
 
     def mistake(self, at: Path | Node, message: str) -> None:
         """Note a mistake at a node, or at the value of a path; if that was not written, at the key of what should hold it."""
@@ -215,7 +217,7 @@ class _Reader:
         if not isinstance(node, Scalar):
             self.draft.mistake(node, f"{_label(path)} is neither a word nor a number")
             return BROKEN
-        text = self._expand(node)
+        text = self._expand(node, path)
         if text is None:
             return BROKEN
         return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
@@ -227,7 +229,7 @@ class _Reader:
         if node.plain and node.text == "":
             self.draft.mistake(node, f"{_label(path)} is empty; {'write none' if shape.nullable else 'give it a value'}, or remove it")
             return BROKEN
-        text = self._expand(node)
+        text = self._expand(node, path)
         return BROKEN if text is None else self._single(node, text, shape, path)
 
     def _single(self, node: Scalar, text: str, shape: Shape, path: Path) -> Any:
@@ -269,7 +271,7 @@ class _Reader:
         if isinstance(node, Items):
             values = [self.value(item, shape, (*path, index)) for index, item in enumerate(node.items)]
             return BROKEN if BROKEN in values else values
-        if not isinstance(node, Scalar) or (text := self._expand(node)) is None:
+        if not isinstance(node, Scalar) or (text := self._expand(node, path)) is None:
             return BROKEN
         if not node.plain:
             return text
@@ -280,13 +282,12 @@ class _Reader:
             self.draft.mistake(node, f"{shown(node.text)} {error if text == node.text else 'is not plain text nor a plain number'}")
             return BROKEN
 
-    def _expand(self, node: Scalar) -> str | None:
+    def _expand(self, node: Scalar, path: Path) -> str | None:
         """Put in what references stand for; None if one leads nowhere."""
         try:
             return self.secrets.expand(node.text)[0]
         except Unresolved as unresolved:
-            for reason in unresolved.reasons:
-                self.draft.mistake(node, reason)
+            self.draft.unresolved += [(path, self.draft.noted(node, reason)) for reason in unresolved.reasons]
             return None
 
 

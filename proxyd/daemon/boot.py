@@ -102,6 +102,7 @@ async def runtime(config: Config, database: Database, keyring: Keyring, clock: C
     await claims.recover()
     made = Runtime(snapshot(config, key), clock, random.Random(os.urandom(32)), ledger, Running(claims))  # noqa: S311 - ids and jitter; no secret is drawn from it
     made.keyring = keyring
+    made.database = database
     made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
     made.health = {name: Health() for name in config.upstreams}
     metrics = made.metrics

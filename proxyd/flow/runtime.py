@@ -15,6 +15,7 @@ from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
 from proxyd.rules.pricelist import PriceList
+from proxyd.store import upkeep
 from proxyd.store.db import StoreError
 from proxyd.wire.tokens import Tokenizers
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from proxyd.rules.auth import Keys
     from proxyd.rules.price import Quote
     from proxyd.rules.routes import RouteTable
+    from proxyd.store.db import Database
     from proxyd.store.ledger import Ledger
     from proxyd.upstream.connection import Call, Sink
 
@@ -75,6 +77,7 @@ class Runtime:
         self.chance = chance
         self.ledger = ledger
         self.running = running
+        self.database: Database
         self.keyring: Keyring
         """Set once by who puts everything together, as the doors are."""
         self.tokenizers = Tokenizers()
@@ -170,9 +173,8 @@ class Runtime:
         while True:
             retain, now = self.snapshot.config.storage.retain, self.clock.now_us()
             try:
-                await self.running.claims.prune(now)
-                if retain.usage is not None:
-                    await self.ledger.prune(now - int(retain.usage * 1e6))
+                before = None if retain.usage is None else now - int(retain.usage * 1e6)
+                await upkeep.prune(self.ledger, self.running.claims, before, now)
             except StoreError as error:
                 log.warning("old rows were not deleted: %s", error)
                 await asyncio.sleep(interval)

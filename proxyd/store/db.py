@@ -198,6 +198,20 @@ class Database:
         """Run a query in a thread, on a read-only connection of its own: see `file.read`. Raises StoreError."""
         return await asyncio.to_thread(read, self.path, query)
 
+    async def vacuum(self) -> None:
+        """Write the file anew without its free room. Writes wait meanwhile, in memory. Raises StoreError; then nothing has changed."""
+        connection = self._connection
+        refused = self._shut() or self.trouble
+        if refused is not None or connection is None:
+            raise refused or StoreError(f"{self.path} is closed")
+        try:
+            # The thread that commits runs one thing at a time, and between two of them no transaction is open.
+            # A cursor that is left open would keep the next COMMIT from ending.
+            await connection.execute_fetchall("VACUUM")
+            await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (sqlite3.Error, ValueError) as error:  # ValueError: the connection was given up meanwhile
+            raise told(error, self.path) from error
+
     # ---- the writer task
 
     async def _run(self) -> None:

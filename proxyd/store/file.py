@@ -46,6 +46,10 @@ class StoreError(Exception):
     """The database cannot be used now. The message says which file, why, and what to do."""
 
 
+class InUseError(StoreError):
+    """Another proxyd writes the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """A step of the schema. `number` counts from 1 without gaps and is the `user_version` that the step ends with."""
@@ -109,7 +113,7 @@ def take(path: Path) -> int:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except BlockingIOError as error:
         os.close(lock)
-        raise StoreError(f"{path} is in use by another proxyd: stop that one, or give this one its own storage.url") from error
+        raise InUseError(f"{path} is in use by another proxyd: stop that one, or give this one its own storage.url") from error
     except OSError as error:
         os.close(lock)
         raise StoreError(f"{path}: cannot be created ({error.strerror}): make {folder} writable for this user, with room in it") from error

@@ -11,7 +11,7 @@ import orjson
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import administrator
 from proxyd.metrics import CONTENT_TYPE
-from proxyd.web import keys
+from proxyd.web import database, keys
 from proxyd.web.app import JSON, App, Row, health, ready
 
 if TYPE_CHECKING:
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Show the upstreams as they are now, what runs, and what is kept to be sent again."""
-    document = {"upstreams": runtime.upstream_states(), "active": len(runtime.active), "idempotency": runtime.running.describe()}
+    """Show the upstreams as they are now, what runs, what is kept to be sent again, and where the database is."""
+    document = {
+        "database": str(runtime.database.path.resolve()),
+        "upstreams": runtime.upstream_states(),
+        "active": len(runtime.active),
+        "idempotency": runtime.running.describe(),
+    }
     down.reply(200, [JSON], orjson.dumps(document))
 
 
@@ -44,6 +49,8 @@ OPS: tuple[Row, ...] = (
     Row("POST", "/keys", keys.create, "make a key"),
     Row("POST", "/keys/", keys.change, "rotate a caller's key: /keys/NAME/rotate"),
     Row("DELETE", "/keys/", keys.revoke, "end a caller's keys"),
+    Row("POST", "/db/prune", database.prune, "delete what is past its retention"),
+    Row("POST", "/db/vacuum", database.vacuum, "give the database's free room back to the disk"),
 )
 
 

@@ -396,3 +396,23 @@ def test_mistakes_of_both_files_are_told_together(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_file(tmp_path / "c.yaml", {})
     assert {Path(mistake.file).name for mistake in caught.value.mistakes} == {"c.yaml", ".env"}
+
+
+def test_who_only_looks_needs_no_secrets():
+    text = BASE.replace("upstreams:", "upstreams:\n  far: {kind: openai, base_url: '${FAR}', api_key: '${FAR_KEY}'}", 1) + "  f: far\n"
+    strict = mistakes(text)
+    assert len(strict) >= 2
+    looked = examine(text, filename="c.yaml", secrets=secrets(), lenient=True).config
+    assert looked.upstreams["far"].api_key is None
+    assert looked.models["f"].upstreams == (Target(upstream="far"),)
+
+
+@pytest.mark.parametrize("where", ["storage: {url: 'sqlite:///${X_DB}'}", "listen: '${X_DB}'", "ops: {listen: '${X_DB}'}"])
+def test_but_needs_to_know_where_things_are(where):
+    with pytest.raises(ConfigError, match="X_DB is not set"):
+        examine(BASE + where + "\n", filename="c.yaml", secrets=secrets(), lenient=True)
+
+
+def test_and_other_mistakes_stay_mistakes():
+    with pytest.raises(ConfigError, match="unknown key"):
+        examine(BASE + "lsten: x\n", filename="c.yaml", secrets=secrets(), lenient=True)

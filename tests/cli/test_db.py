@@ -1,0 +1,124 @@
+"""`proxyd db`, as it is typed, beside a daemon that serves and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+
+import pytest
+
+from proxyd.cli import main
+from tests.e2e.client import ask, chat
+from tests.process import Daemon, free_port, settings
+from tests.store.rows import query
+
+ECHO = {"upstreams": {"echo": {"kind": "echo"}}, "models": {"m": "echo"}}
+
+
+@pytest.fixture
+def daemon(tmp_path, monkeypatch):
+    """A daemon whose operator's port is in the configuration, and a shell beside it without its secrets."""
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.delenv("PROXYD_CONFIG", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    upstreams = {"echo": {"kind": "echo"}, "far": {"kind": "openai", "base_url": "${FAR_URL}", "api_key": "${FAR_KEY}"}}
+    config = settings(upstreams=upstreams, models={"m": "echo", "far": "far"}, ops={"listen": f"127.0.0.1:{free_port()}"})
+    found = Daemon(tmp_path, config, {"FAR_URL": "http://127.0.0.1:9", "FAR_KEY": "k" * 20})
+    monkeypatch.chdir(tmp_path)
+    found.start()
+    yield found
+    if found.child.process.poll() is None:
+        found.stop()
+
+
+def say(daemon, times=1):
+    for _ in range(times):
+        question = chat("m", messages=[{"role": "user", "content": "x"}])
+        assert asyncio.run(ask(daemon.url, "/v1/chat/completions", question)).status == 200
+
+
+def change(path, sql):
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(sql)
+
+
+def told(capsys, *argv, code=0):
+    capsys.readouterr()
+    assert main(["db", *argv, "--format", "json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_whole_care_of_a_database_while_the_daemon_serves(daemon, capsys, tmp_path):
+    say(daemon, 3)
+    assert told(capsys, "check")["rows"]["usage_events"] == 3
+    copy = told(capsys, "backup", str(tmp_path))["file"]
+    assert query(copy, "SELECT count(*), min(state) FROM usage_events") == [(3, "done")]
+    assert told(capsys, "prune")["usage"] == 0, "all rows are kept by default"
+    assert told(capsys, "prune", "--older-than", "1970-01-02")["usage"] == 0
+    assert main(["db", "prune", "--older-than", "1d"]) == 0
+    assert capsys.readouterr().out.startswith("0 usage rows deleted; ")
+    assert set(told(capsys, "vacuum")) == {"before", "after"}
+    say(daemon)
+    assert told(capsys, "check")["rows"]["usage_events"] == 4
+    assert main(["models", "--format", "json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["closed", "closed"]
+
+
+def test_old_rows_are_deleted_by_the_daemon_and_without_one(daemon, capsys):
+    say(daemon, 2)
+    change(daemon.database, "UPDATE usage_events SET created_at = 1 WHERE id = (SELECT min(id) FROM usage_events)")
+    assert told(capsys, "prune", "--older-than", "1d")["usage"] == 1
+    daemon.stop()
+    change(daemon.database, "UPDATE usage_events SET created_at = 1")
+    assert told(capsys, "prune", "--older-than", "1d")["usage"] == 1
+    assert told(capsys, "vacuum")["after"] > 0
+    assert told(capsys, "check")["rows"]["usage_events"] == 0
+
+
+def test_a_daemon_is_asked_where_its_database_is_and_refuses_to_touch_another(daemon, capsys, tmp_path):
+    say(daemon)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(daemon.file.read_text())
+    assert told(capsys, "-c", str(other / "config.yaml"), "check")["file"] == str(daemon.database.resolve())
+    daemon.file.write_text(
+        json.dumps(settings(**ECHO, ops={"listen": daemon.ops.removeprefix("http://")}, storage={"url": "sqlite:///b.db"}))
+    )
+    second = Daemon(other, settings(**ECHO, storage={"url": f"sqlite:///{tmp_path}/b.db"})).start()
+    assert main(["db", "vacuum"]) == 1
+    assert f"writes {daemon.database.resolve()}, not {tmp_path.resolve()}/b.db" in capsys.readouterr().err
+    second.stop()
+
+
+def test_a_damaged_database_is_told_with_what_to_do_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(json.dumps(settings(**ECHO)))
+    daemon = Daemon(tmp_path, settings(**ECHO)).start()
+    daemon.stop()
+    change(daemon.database, "DROP INDEX usage_events_caller")
+    assert told(capsys, "check", code=1)["problems"] == ["usage_events_caller is missing"]
+    assert main(["db", "check"]) == 1
+    assert "restore a backup" in capsys.readouterr().out
+    daemon.database.write_bytes(b"notes" * 1000)
+    assert main(["db", "check"]) == 1
+    assert main(["db", "backup", "copy.db"]) == 1
+    assert main(["db", "vacuum"]) == 1
+    assert capsys.readouterr().err.count("not a SQLite database") == 3
+    assert daemon.database.read_bytes() == b"notes" * 1000
+
+
+@pytest.mark.parametrize("argv", [[], ["burn"], ["backup"], ["check", "x"]])
+def test_wrong_usage_is_exit_code_2(argv, capsys):
+    assert main(["db", *argv]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_database_it_is_said_where_it_would_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(json.dumps(settings(**ECHO, ops={"listen": None})).replace("null", '"off"'))
+    for argv in (["check"], ["backup", "x.db"], ["prune"], ["vacuum"]):
+        assert main(["db", *argv]) == 1
+        assert f"no database at {tmp_path}/proxyd.db" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
