@@ -17,7 +17,7 @@ from proxyd.model import Endpoint
 from proxyd.rules.idempotency import ClaimState, Request, Standing, Verdict, fingerprint, judge, kept, key_of
 from proxyd.store.db import StoreError
 from proxyd.store.idempotency import SIZE_LIMIT, Claim, Kept
-from proxyd.wire.proto_ask import canonical, normal
+from proxyd.wire import canonical
 from proxyd.wire.tape import gone
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ class Running:
         """
         assert ex.ask is not None  # noqa: S101 - admit has parsed it
         assert ex.caller is not None  # noqa: S101
-        condense = _fingerprint if len(ex.raw) <= SLOW_BYTES else _fingerprint_aside
-        request = Request(ex.endpoint.value, ex.ask.stream, await condense(ex.endpoint, ex.raw))
+        write = canonical.chat if ex.endpoint is Endpoint.CHAT else canonical.plain
+        short = len(ex.raw) <= SLOW_BYTES
+        condensed = fingerprint(write(ex.raw)) if short else await asyncio.to_thread(lambda: fingerprint(write(ex.raw)))
+        request = Request(ex.endpoint.value, ex.ask.stream, condensed)
         place = (ex.caller.name, key)
         on_broken = ex.snapshot.config.idempotency.on_broken
         while (entry := self._by_key.get(place)) is not None:
@@ -254,15 +256,6 @@ def wants_resumable(headers: Headers) -> bool:
     """`Prefer: resumable` (RFC 7240)."""
     values = b",".join(value for name, value in headers if name.lower() == b"prefer")
     return any(preference.split(b";")[0].strip().lower() == b"resumable" for preference in values.split(b","))
-
-
-async def _fingerprint(endpoint: Endpoint, raw: bytes) -> bytes:
-    """What makes a body the same as another."""
-    return fingerprint(canonical(raw) if endpoint is Endpoint.CHAT else normal(raw))
-
-
-async def _fingerprint_aside(endpoint: Endpoint, raw: bytes) -> bytes:
-    return await asyncio.to_thread(lambda: fingerprint(canonical(raw) if endpoint is Endpoint.CHAT else normal(raw)))
 
 
 async def _other(entry: asyncio.Future[Exchange | Kept]) -> Exchange | Kept | None:

@@ -1,4 +1,4 @@
-"""The other way: a JSON chat request as protobuf, and the one form that a JSON request and its protobuf twin share.
+"""The other way: a JSON chat request as protobuf.
 
 What does not fit its field (a number that no float32 is, an unknown role, a member of a later API) goes into the
 `extra_json` nearest to it, so the mapping is total. Not kept, because they mean nothing: null members, `stop` as a bare
@@ -7,12 +7,9 @@ string, `include_usage`, the order of members.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
-
-import orjson
 
 from proxyd.errors import ProxyError
 from proxyd.wire import proto
@@ -26,52 +23,9 @@ _MODES = {name: number for number, name in proto.CHOICE_MODES.items()}
 def chat_message(body: bytes) -> chat_pb2.ChatCompletionRequest:
     """Read OpenAI's JSON request as a protobuf request. Raises ProxyError `invalid_json` if it is not a JSON object.
 
-    For clients and tests, and the basis of `canonical`. Serialise the result with `SerializeToString(deterministic=True)`.
+    For clients and tests. Serialise the result with `SerializeToString(deterministic=True)`.
     """
     return _chat(_members(body), Way(binary=True))
-
-
-def canonical(body: bytes) -> bytes:
-    """Write a JSON chat request in its one canonical form, for the fingerprint of an idempotency claim.
-
-    Two bodies that mean the same to an upstream, whether they came as JSON or as protobuf (then: `proto.chat(data).body`),
-    give the same bytes. Members for proxyd alone (`delivery`, `handle`, `stream_options`) are not in it.
-    Raises ProxyError `invalid_json` if it is not a JSON object.
-    """
-    members = _members(body)
-    for name in ("delivery", "handle"):
-        members.pop(name, None)
-    message = _chat(members, Way(binary=False))
-    message.ClearField("delivery")
-    return normal(proto.from_message(message).body)
-
-
-def normal(document: bytes) -> bytes:
-    """Write JSON with sorted members, no spaces, and whole numbers without a fraction: equal values, equal bytes.
-
-    Raises ProxyError `invalid_json`.
-    """
-    try:
-        return orjson.dumps(_whole(orjson.loads(document)), option=orjson.OPT_SORT_KEYS)
-    except (orjson.JSONDecodeError, TypeError, RecursionError, OverflowError):
-        pass  # half a surrogate pair, or a number that orjson rounds: json reads both
-    try:
-        return json.dumps(_whole(json.loads(document), exact=False), sort_keys=True, separators=(",", ":")).encode()
-    except (ValueError, RecursionError):
-        raise ProxyError("invalid_json", "The body is not valid JSON.") from None
-
-
-def _whole(item: Any, *, exact: bool = True) -> Any:
-    """1.0 and 1 are one number in JSON. With `exact`, raises OverflowError where a whole number may have been rounded."""
-    if isinstance(item, dict):
-        return {name: _whole(inner, exact=exact) for name, inner in item.items()}
-    if isinstance(item, list):
-        return [_whole(inner, exact=exact) for inner in item]
-    if isinstance(item, float) and item.is_integer():
-        if abs(item) >= 2**53 and exact:
-            raise OverflowError  # perhaps an integer beyond 64 bits: two requests must not look the same
-        return int(item)
-    return item
 
 
 def _members(body: bytes) -> Members:
