@@ -116,6 +116,7 @@ class Metrics:
         )
         self._replays = self._counter("proxyd_idempotent_replays_total", "Exchanges answered from an earlier one, or joined to it")
         self._limited = self._counter("proxyd_ratelimited_total", "Exchanges refused by a limit", "reason")
+        self._warned = self._counter("proxyd_budget_warnings_total", "Budgets that passed their warn_at, once a period")
         self._left = self._counter("proxyd_client_disconnects_total", "Clients that left before the end of their answer", "phase")
         self._state = self._gauge(
             "proxyd_upstream_state", "1 for the state that the upstream's breaker is in, 0 for the others", "upstream", "state"
@@ -248,6 +249,10 @@ class Metrics:
     def ratelimited(self, reason: str) -> None:
         """Count an exchange refused by a limit: one of LIMITS."""
         self._limited.labels(reason if reason in LIMITS else OTHER).inc()
+
+    def budget_warned(self) -> None:
+        """Count a budget that has passed its `warn_at`; the log says whose."""
+        self._warned.inc()
 
     def client_disconnected(self, phase: str) -> None:
         """Count a client that left: one of PHASES (before the first byte, mid-stream, on unary, cut as it read nothing)."""

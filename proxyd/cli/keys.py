@@ -30,7 +30,7 @@ HELP = """Make, list, rotate and revoke API keys: in effect at once, without a r
 A key is printed once, on standard output; the database holds only its hash. Where other machines reach the operator's
 port it asks for an admin key, which is taken from $PROXYD_ADMIN_KEY."""
 EXAMPLES = """proxyd keys create laptop
-proxyd keys create phone --models 'gpt-4o-mini' 'llama*' --rpm 60 --tpm 100k --concurrency 4 --expires 90d
+proxyd keys create phone --models 'gpt-4o-mini' 'llama*' --rpm 60 --tpm 100k --concurrency 4 --budget 20/month --expires 90d
 proxyd keys create ci --default-model fast
 proxyd keys list
 proxyd keys rotate laptop --grace 7d     # the old key works for another week
@@ -38,7 +38,7 @@ proxyd keys revoke laptop"""
 _COLUMNS = (
     *(output.Column(key, key.upper()) for key in ("name", "prefix", "state", "models")),
     *(output.Column(key, key.upper(), right=True) for key in ("rpm", "tpm", "concurrency")),
-    *(output.Column(key, key.upper()) for key in ("admin", "expires", "last_used", "source")),
+    *(output.Column(key, key.upper()) for key in ("budget", "admin", "expires", "last_used", "source")),
 )
 _YEAR = 366 * 86_400.0
 
@@ -52,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--rpm", metavar="N", help="requests a minute")
     create.add_argument("--tpm", metavar="N", help="tokens a minute, as in 100k")
     create.add_argument("--concurrency", metavar="N", help="exchanges at once")
+    create.add_argument("--budget", metavar="SUM", help="20/month (USD), 5EUR/day, '1M tokens/month'")
     create.add_argument("--expires", metavar="WHEN", help="30d from now, or a day as 2027-01-31")
     create.add_argument("--admin", action="store_true", help="it may use the operator's port from other machines")
     create.add_argument("--default-model", metavar="MODEL", help="what a request without a model means")
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _create(desk: _Desk, args: argparse.Namespace) -> int:
-    wish = {key: getattr(args, key) for key in ("name", "models", "rpm", "tpm", "concurrency", "expires", "default_model")}
+    wish = {key: getattr(args, key) for key in ("name", "models", "rpm", "tpm", "concurrency", "budget", "expires", "default_model")}
     wish = {key: value for key, value in wish.items() if value is not None} | ({"admin": True} if args.admin else {})
     now_us = Clock().now_us()
     try:

@@ -14,6 +14,7 @@ from proxyd.config.not_built import NOT_BUILT_DATABASES, told
 from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
 from proxyd.config.tree import Scalar, shown
 from proxyd.config.units import moment
+from proxyd.config.zones import zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -231,6 +232,8 @@ def _keys(draft: Draft) -> None:
         if not _VISIBLE.fullmatch(key.key):
             draft.mistake((*path, "key"), "'key' cannot go into a header: only visible ASCII characters can")
         _expiry(draft, (*path, "expires"), key.expires)
+        if key.budget is not None and (key.budget.amount is None) == (key.budget.tokens is None):
+            draft.mistake((*path, "budget"), "a budget is money or tokens: write either 'amount' or 'tokens'")
         names.add(key.name)
         owners.setdefault(key.key, name)
         if not key.models and (*path, "models") not in draft.kept:
@@ -246,6 +249,13 @@ def _expiry(draft: Draft, path: Path, text: str | None) -> None:
             moment(text)
     except ValueError as error:
         draft.mistake(path, f"{draft.written(path)} {error}")
+
+
+def _timezone(draft: Draft) -> None:
+    try:
+        zone(draft.values["timezone"])
+    except ValueError as error:
+        draft.mistake(("timezone",), f"{draft.written(('timezone',))} {error}")
 
 
 def _listeners(draft: Draft) -> None:
@@ -274,4 +284,4 @@ def _storage(draft: Draft) -> None:
         draft.mistake(path, "'url' must name a file on a disk, and nothing else: no options, no memory")
 
 
-_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, _listeners, _storage)
+_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, _timezone, _listeners, _storage)

@@ -4,7 +4,6 @@ NOT_BUILT = frozenset(
     {
         "analytics",
         "auth.jwt",
-        "auth.keys.*.budget",
         "auth.keys.*.delivery",
         "cors",
         "delivery",

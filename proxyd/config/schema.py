@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from proxyd.config.units import LONGEST
+from proxyd.model import Per  # noqa: TC001 - msgspec reads the annotations
 
 TEST_KEY = "test-key"  # known to everybody, on purpose
 """The one API key, of the caller `test`, that `environment: test` has when the file names none."""
@@ -173,6 +174,7 @@ class Price(Rates, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
 
 
+Share = Annotated[float, Meta(gt=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=10**12)]
 
 
@@ -209,6 +211,16 @@ class Model(_Section, frozen=True):
     limits: Annotated[RouteLimits, _about("rpm, tpm and concurrency of all callers together, and of each")] = RouteLimits()
 
 
+class Budget(_Section, frozen=True, kw_only=True):
+    """How much a caller may use up: money or tokens, in a day or a month."""
+
+    amount: Annotated[Amount | None, _about("money, where prices are known; none: `tokens` counts", unit="money")] = None
+    currency: Annotated[str, _about("of the amount; only what is priced in it counts")] = "USD"
+    tokens: Annotated[Count | None, _about("tokens, prompt and answer; none: `amount` counts", unit="count")] = None
+    per: Annotated[Per, _about("day or month, by the `timezone`")]
+    warn_at: Annotated[Share | None, _about("the share of it at which the log and a metric tell; none for never", unit="share")] = 0.8
+
+
 class Key(_Section, frozen=True):
     """A static API key."""
 
@@ -216,6 +228,7 @@ class Key(_Section, frozen=True):
     key: Annotated[str, _about("the secret; write ${VAR}", secret=True)]
     models: Annotated[tuple[str, ...], _about("model names or patterns that it may use")] = ("*",)
     limits: Annotated[Allowance, _about("rpm, tpm and concurrency of this caller")] = Allowance()
+    budget: Annotated[Budget | None, _about("how much it may use up in a day or a month")] = None
     admin: Annotated[bool, _about("whether it may use the operator's port from other machines")] = False
     expires: Annotated[str | None, _about("the day or time from which on it lets nobody in, as in 2027-01-31")] = None
     default_model: Annotated[str | None, _about("what a request without a model means")] = None
@@ -302,4 +315,5 @@ class Config(_Section, frozen=True):
     idempotency: Annotated[Idempotency, _about("requests with an Idempotency-Key")] = Idempotency()
     resume: Annotated[Resume, _about("streams that outlive their client")] = Resume()
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
+    timezone: Annotated[str, _about("where the days and months of budgets begin, as in Europe/Berlin")] = "UTC"
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()

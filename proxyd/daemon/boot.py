@@ -10,6 +10,7 @@ from aiohttp import http_parser
 
 from proxyd.config.safety import Made, refusals
 from proxyd.config.schema import Environment, Key, Kind
+from proxyd.config.zones import zone
 from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.keyring import Keyring
@@ -62,7 +63,7 @@ def snapshot(config: Config, made_key: str | None) -> Snapshot:
     if made_key is not None:
         keys = (Key(name=config.environment.value, key=made_key),)
     prices = {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
-    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None, prices)
+    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None, prices, zone(config.timezone))
 
 
 def make_key(config: Config, keyring: Keyring) -> str | None:

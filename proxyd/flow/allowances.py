@@ -6,26 +6,41 @@ The law of this file: between deciding and keeping what was decided nothing awai
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
-from proxyd.model import State
-from proxyd.rules import ratelimit, reservation
+from proxyd.model import TOKENS, State
+from proxyd.rules import price, ratelimit, reservation
 from proxyd.wire.prompt import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxyd.clock import Clock
+    from proxyd.flow.budgets import Account, Budgets
     from proxyd.flow.exchange import Exchange
-    from proxyd.model import LedgerRow, Limits
+    from proxyd.model import Budget, LedgerRow, Limits
 
 LARGE = 64 * 1024
 """Bytes of a request above which its prompt is estimated in a thread."""
 SWEEP_SECONDS = 60.0
 SWEEP_SLICE = 2000
 """Levels looked at in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Tokens that an exchange may come to."""
+
+    prompt: int = 0
+    answer: int = 0
+    open: bool = False
+    """Nothing bounds the answer."""
+
+
+NOTHING = Guess()
 
 
 @dataclass(slots=True)
@@ -36,6 +51,9 @@ class Reservation:
     tokens: int
     granted_at: float
     """Monotonic seconds."""
+    account: Account | None = None
+    money: int = 0
+    """Held of its budget, in the budget's unit."""
     used: int = 0
     """Tokens of the attempts that are over."""
     called: bool = False
@@ -55,22 +73,36 @@ class Allowances:
     """The levels of all scopes: `caller:laptop`, `model:fast`, and one at the other."""
 
     clock: Clock
+    budgets: Budgets
     refused: Callable[[str], None] = lambda _reason: None
     """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
     _means: dict[str, float] = field(default_factory=dict)
     """Tokens of one choice, by route."""
+    _dearest: dict[tuple[str, str], float] = field(default_factory=dict)
+    """10⁻⁹ of a currency for a token, the most that a route has come to; for routes whose price only a list knows."""
 
     async def reserve(self, ex: Exchange) -> None:
-        """Hold what the exchange may come to, under all its limits or under none. Raises ProxyError rate_limit_exceeded."""
-        limits = limits_of(ex)
-        if not limits:
+        """Hold what the exchange may come to, under all its limits and its budget, or under none.
+
+        Raises ProxyError rate_limit_exceeded, insufficient_quota.
+        """
+        limits, caller = limits_of(ex), ex.caller
+        budget = caller.budget if caller is not None else None
+        if not limits and budget is None:
             return
-        tokens = await self._estimate(ex, limits) if any(one.tpm is not None for one in limits.values()) else 0
-        self._take(ex, limits, tokens)
+        guess = NOTHING
+        if budget is not None or any(one.tpm is not None for one in limits.values()):
+            guess = await self._estimate(ex, limits)
+        account = None
+        if budget is not None and caller is not None:
+            account = await self.budgets.account(caller, budget, ex.snapshot.zone)
+        self._take(ex, limits, guess, account)
 
     def record(self, ex: Exchange, row: LedgerRow) -> None:
         """Note what an attempt has come to; its row is final."""
+        self.budgets.record(row)
+        self._learn_price(ex, row)
         held = ex.reservation
         if held is None:
             return
@@ -87,6 +119,8 @@ class Allowances:
         if held is None:
             return
         now = self.clock.monotonic()
+        if held.account is not None:
+            self.budgets.release(held.account, held.money)
         for scope, limits in held.limits.items():
             level = self._level(scope)
             if held.called:
@@ -121,18 +155,26 @@ class Allowances:
         gauge = self._gauges.get(scope)
         return ratelimit.FRESH if gauge is None else gauge.level
 
-    def _take(self, ex: Exchange, limits: dict[str, Limits], tokens: int) -> None:
+    def _take(self, ex: Exchange, limits: dict[str, Limits], guess: Guess, account: Account | None) -> None:
         """Decide, and keep what was decided."""
         now = self.clock.monotonic()
+        tokens = guess.prompt + guess.answer
         verdict = ratelimit.request({scope: self._level(scope) for scope in limits}, limits, tokens, now)
         if isinstance(verdict, ratelimit.Refused):
             self.refused(verdict.reason)
             raise refusal(verdict, limits[verdict.scope], tokens)
+        money = 0
+        if account is not None:
+            try:
+                money = self.budgets.reserve(account, self._worth(ex, guess, account.budget), guessed=guess.open)
+            except ProxyError:
+                self.refused("budget")
+                raise
         for scope, level in verdict.levels.items():
             self._gauges[scope] = _Gauge(level, limits[scope])
-        ex.reservation = Reservation(limits, tokens, now)
+        ex.reservation = Reservation(limits, tokens, now, account, money)
 
-    async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> int:
+    async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> Guess:
         """Prompt and answer: the answer as it is bounded, else as answers of this route are."""
         assert ex.ask is not None  # noqa: S101 - admit has run
         if len(ex.raw) > LARGE:
@@ -141,9 +183,26 @@ class Allowances:
             prompt = estimate(ex.ask, ex.ask.model)
         longest = reservation.longest_answer(ex.ask, ex.model)
         if longest is not None:
-            return prompt + longest
-        room = min(one.tpm for one in limits.values() if one.tpm is not None) - prompt
-        return prompt + reservation.likely_answer(ex.ask, ex.model, self._means.get(ex.label, reservation.FIRST_GUESS), room)
+            return Guess(prompt, longest)
+        room = min((one.tpm - prompt for one in limits.values() if one.tpm is not None), default=None)
+        mean = self._means.get(ex.label, reservation.FIRST_GUESS)
+        return Guess(prompt, reservation.likely_answer(ex.ask, ex.model, mean, room), open=True)
+
+    def _worth(self, ex: Exchange, guess: Guess, budget: Budget) -> int:
+        """What the guess comes to in the budget's unit: by the route's price, else by the dearest token that it has had so far."""
+        if budget.unit == TOKENS:
+            return guess.prompt + guess.answer
+        quote = ex.snapshot.prices.get(ex.label)
+        if quote is not None:
+            known = price.cost(quote.price, price.Parts(guess.prompt, guess.answer)) if quote.price.currency == budget.unit else 0
+            return known or 0
+        return math.ceil(self._dearest.get((ex.label, budget.unit), 0.0) * (guess.prompt + guess.answer))
+
+    def _learn_price(self, ex: Exchange, row: LedgerRow) -> None:
+        tokens = row.usage.total_tokens
+        if row.cost_nano and row.currency and tokens:
+            known = self._dearest.get((ex.label, row.currency), 0.0)
+            self._dearest[ex.label, row.currency] = max(known, row.cost_nano / tokens)
 
 
 def limits_of(ex: Exchange) -> dict[str, Limits]:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from proxyd import __version__
 from proxyd.errors import ProxyError
 from proxyd.flow.allowances import Allowances
+from proxyd.flow.budgets import Budgets
 from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
@@ -21,6 +23,7 @@ from proxyd.wire.tokens import Tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from datetime import tzinfo
     from random import Random
     from typing import Any, Protocol
 
@@ -65,6 +68,8 @@ class Snapshot:
     anyone: Caller | None
     """The caller that everybody is under `auth: none`; None where keys are asked for."""
     prices: Mapping[str, Quote] = field(default_factory=dict)
+    zone: tzinfo = UTC
+    """Where the days and months of budgets begin."""
     """What routes cost, by label, where the configuration says so."""
 
 
@@ -93,7 +98,7 @@ class Runtime:
         self.cut: ProxyError | None = None
         """Set when what still runs is broken off: why."""
         self.metrics = Metrics(__version__)
-        self.allowances = Allowances(clock, self.metrics.ratelimited)
+        self.allowances = Allowances(clock, Budgets(clock, ledger, self.metrics.budget_warned), self.metrics.ratelimited)
         self.gauges: list[Callable[[], None]] = []
         """Asked before the metrics are rendered: they set what is only worth knowing then."""
         self.observers: list[Callable[[Ending], None]] = []

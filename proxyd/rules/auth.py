@@ -7,11 +7,12 @@ import zlib
 from typing import TYPE_CHECKING
 
 from proxyd.config.units import moment
-from proxyd.model import Caller, Limits
+from proxyd.model import TOKENS, Budget, Caller, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from proxyd.config import schema
     from proxyd.config.schema import Allowance, Key
 
 ANONYMOUS = Caller("anonymous")
@@ -36,6 +37,7 @@ def caller_of(key: Key) -> Caller:
         key.models,
         admin=key.admin,
         limits=limits_of(key.limits),
+        budget=None if key.budget is None else budget_of(key.budget),
         default_model=key.default_model,
         expires_at=None if key.expires is None else moment(key.expires),
     )
@@ -44,6 +46,13 @@ def caller_of(key: Key) -> Caller:
 def limits_of(allowance: Allowance) -> Limits:
     """Make limits of what the file says."""
     return Limits(allowance.rpm, allowance.tpm, allowance.concurrency)
+
+
+def budget_of(written: schema.Budget) -> Budget:
+    """Make a budget of what the file says; money in 10⁻⁹ of its currency."""
+    if written.tokens is not None:
+        return Budget(written.tokens, TOKENS, written.per, written.warn_at)
+    return Budget(round((written.amount or 0) * 10**9), written.currency.upper(), written.per, written.warn_at)
 
 
 class Keys:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import orjson
+
 from proxyd.config.schema import Durability, OnFailure
-from proxyd.model import State
+from proxyd.model import TOKENS, State
 from proxyd.store.writer import Upsert
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from proxyd.model import LedgerRow
     from proxyd.store.db import Database
@@ -49,6 +51,14 @@ _FORGET = "DELETE FROM usage_events WHERE id = ? AND state = 'open'"
 
 
 _EXPIRED = "DELETE FROM usage_events WHERE id IN (SELECT id FROM usage_events WHERE created_at < ? AND state != 'open' LIMIT ?)"
+_DAY = 86_400 * 10**6
+_TOKENS_SPENT = "coalesce(nullif(total_tokens, 0), coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0))"
+# By the index of callers and creation: what ended in a period began in it, or at most a day before.
+_SPENT = """
+SELECT coalesce(sum({what}), 0) FROM usage_events
+WHERE caller = ? AND created_at >= ? AND settled_at >= ? AND (? IS NULL OR currency = ?) AND state <> 'open'
+  AND id NOT IN (SELECT value FROM json_each(?))
+"""
 PRUNE_ROWS = 500
 """Rows deleted in one commit: pruning must never make the writer wait."""
 
@@ -137,6 +147,21 @@ class Ledger:
 
         interrupted, self._last = await self._db.submit(interrupt)
         return interrupted
+
+    def spent(self, caller: str, unit: str, since_us: int, but: Sequence[int]) -> asyncio.Future[int]:
+        """Sum what a caller's attempts that ended since a moment came to: tokens, or 10⁻⁹ of a currency.
+
+        Whatever was handed to `settle` before is in it, but not the rows of `but`, which is read when the sum is made and may grow
+        until then. Fails with StoreError.
+        """
+        what, currency = (_TOKENS_SPENT, None) if unit == TOKENS else ("cost_nano", unit)
+        sql = _SPENT.format(what=what)
+
+        def add_up(connection: sqlite3.Connection) -> int:
+            rows = (caller, since_us - _DAY, since_us, currency, currency, orjson.dumps(list(but)).decode())
+            return int(connection.execute(sql, rows).fetchone()[0])
+
+        return self._db.submit(add_up)
 
 
 def _prune(connection: sqlite3.Connection, before_us: int) -> int:

@@ -51,8 +51,6 @@ async def create(runtime: Runtime, down: Downstream, _argument: str) -> None:
         caller = wishes.caller(asked, runtime.clock.now_us())
     except wishes.WishError as error:
         raise ProxyError("invalid_request", f"{error}.") from None
-    if caller.budget is not None:
-        raise ProxyError("invalid_request", "Budgets are not built yet in this version.", param="budget")
     auth = runtime.snapshot.config.auth
     if auth is not None and any(key.name == caller.name for key in auth.keys):
         raise ProxyError("invalid_request", f"{caller.name!r} has a key in the configuration; take another name.", status=409)

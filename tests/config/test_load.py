@@ -106,7 +106,7 @@ MISTAKES = [
         BASE + "  x: {upstream: ollama, price: {input: 0.15, services: {flex: {outptu: 1}}}}\n",
         ["7:64: unknown key 'outptu'; did you mean 'output'?"],
     ),
-    (BASE + "auth: {keys: [{name: a, key: k, budget: 3}]}\n", ["7:33: 'budget' is not built yet in this version; remove it"]),
+    (BASE + "auth: {keys: [{name: a, key: k, delivery: 3}]}\n", ["7:33: 'delivery' is not built yet in this version; remove it"]),
     (BASE.replace("kind: ollama", "kind: anthropic"), ["2:18: 'anthropic' is not built yet in this version; remove it"]),
     (BASE + "storage: {url: postgresql://h/d}\n", ["7:16: 'postgresql' is not built yet in this version; remove it"]),
     (BASE.replace("{kind: ollama}", "{}"), ["2:3: 'ollama' has no 'kind'; it is required"]),
