@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "models": "the route table as resolved",
     "db": "the database: back it up, check it, prune it, vacuum it",
     "schema": "print the JSON Schema of the YAML, for editors",
+    "openapi": "print the OpenAPI document of the endpoints",
 }
 """What `proxyd --help` lists. The command `x` is the module `proxyd.cli.x`."""
 

@@ -13,7 +13,7 @@ from proxyd.errors import ProxyError
 from proxyd.flow import handler
 from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
-from proxyd.web import streams
+from proxyd.web import openapi, streams
 from proxyd.web.downstream import Downstream
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
     down.reply(200, [JSON], orjson.dumps(_model(argument, runtime)))
 
 
+def described(_runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Describe these endpoints to programs."""
+    down.reply(200, [JSON, (b"Cache-Control", b"no-cache")], orjson.dumps(openapi.document(ENDPOINTS)))
+
+
+def docs(_runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Show these endpoints to people, in one page that needs nothing from elsewhere."""
+    text, policy = openapi.page()
+    headers = [(b"Content-Type", b"text/html; charset=utf-8"), (b"Content-Security-Policy", policy), (b"Cache-Control", b"no-cache")]
+    down.reply(200, [*headers, (b"X-Content-Type-Options", b"nosniff"), (b"Referrer-Policy", b"no-referrer")], text)
+
+
 def _model(name: str, runtime: Runtime) -> dict[str, object]:
     return {"id": name, "object": "model", "created": runtime.started_at // 1_000_000, "owned_by": "proxyd"}
 
@@ -82,6 +94,8 @@ ENDPOINTS: tuple[Row, ...] = (
     Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),
+    Row("GET", "/docs", docs, "these endpoints, for people; no key needed"),
+    Row("GET", "/openapi.json", described, "these endpoints, for programs; no key needed"),
 )
 
 
