@@ -50,6 +50,7 @@ TABLE: dict[str, Verdict] = {
     "model_not_found": Verdict(404, "invalid_request_error", _C, False),
     "not_found": Verdict(404, "invalid_request_error", _C, False),
     "method_not_allowed": Verdict(405, "invalid_request_error", _C, False),
+    "not_acceptable": Verdict(406, "invalid_request_error", _C, False),
     "stream_forbidden": Verdict(403, "invalid_request_error", _C, False),
     "idempotency_key_reused": Verdict(409, "invalid_request_error", _C, False),
     "idempotency_broken": Verdict(409, "invalid_request_error", _C, False),

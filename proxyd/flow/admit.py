@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
-from proxyd.flow.claims import key_in, wants_resumable
+from proxyd.flow.claims import key_in, one_name, wants_resumable
+from proxyd.model import Endpoint
 from proxyd.rules.idempotency import Verdict
-from proxyd.wire import body, headers
+from proxyd.wire import body, headers, wishes
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.model import Caller
     from proxyd.web.downstream import Downstream
+    from proxyd.wire.wishes import Asked
 
 
 async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
@@ -28,9 +31,12 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     # What.
     key = key_in(down.headers)
     limits = ex.snapshot.config.limits
-    raw = await down.body(limits.body, limits.body_timeout)
+    asked = await down.asked(ex.endpoint, limits.body, limits.body_timeout)
     ex.asked_at = runtime.clock.monotonic()
-    ex.ask, ex.raw = body.parse_ask(ex.endpoint, raw, ex.caller.default_model), raw
+    ex.raw, ex.bytes_in = asked.body, asked.size
+    ex.ask = body.parse_ask(ex.endpoint, asked.body, ex.caller.default_model)
+    _heed(ex, asked, down)
+    key = one_name(key, ex.wishes.handle)
     # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
     # where the caller could know it: both lists come from the route table.
     routes = ex.snapshot.routes
@@ -45,9 +51,28 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     # Had it before? The claim comes last, so that no refusal uses up a key.
     if key is not None:
         return await runtime.running.enter(ex, key, runtime)
-    if ex.ask.stream and wants_resumable(down.headers):
+    if ex.ask.stream and (ex.wishes.delivery.resumable or wants_resumable(down.headers)):
         runtime.running.open(ex)
     return Verdict.RUN
+
+
+def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
+    """Learn what the request says to proxyd alone, and in which form its answer leaves."""
+    assert ex.ask is not None  # noqa: S101 - parsed before
+    if asked.wishes is None:
+        ex.ask, ex.wishes = wishes.taken(ex.ask, down.headers)
+    else:
+        ex.wishes = asked.wishes
+    if ex.wishes.conversation is not None:
+        raise ProxyError("not_implemented", "Conversations are not kept here yet; send the whole history.", param="conversation")
+    encoder = down.encoder
+    if encoder is None:
+        ex.protocol = "sse" if ex.ask.stream else "json"
+        return
+    ex.protocol = encoder.protocol
+    encoder.wish(ex.wishes)
+    if ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:
+        ex.ask, ex.adds_usage = replace(ex.ask, wants_usage=True), True  # a protobuf stream always ends with its usage
 
 
 async def authenticate(runtime: Runtime, down: Downstream) -> Caller:

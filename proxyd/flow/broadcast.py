@@ -99,6 +99,10 @@ class Broadcast:
             if listener.position == self.tape.end and not listener.paused:
                 listener.down.ping(data)
 
+    def prepare(self, data: bytes) -> int:
+        """Say how large the body will be with these last bytes."""
+        return self.bytes_out + len(data)
+
     def finish(self, data: bytes) -> None:
         """Take the end."""
         self.tape.append(data)

@@ -252,6 +252,13 @@ def key_in(headers: Headers) -> str | None:
     return key_of([value for name, value in headers if name.lower() == b"idempotency-key"])
 
 
+def one_name(key: str | None, handle: str | None) -> str | None:
+    """The key of a request whose header and body may both name one. Raises ProxyError invalid_request where they differ."""
+    if key is not None and handle is not None and key != handle:
+        raise ProxyError("invalid_request", "The Idempotency-Key and the handle differ: send one of them.", param="handle")
+    return key or handle
+
+
 def wants_resumable(headers: Headers) -> bool:
     """`Prefer: resumable` (RFC 7240)."""
     values = b",".join(value for name, value in headers if name.lower() == b"prefer")

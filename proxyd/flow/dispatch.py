@@ -104,7 +104,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ask, model = ex.ask, ex.model
     assert ask is not None  # noqa: S101 - admit has run
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
-    ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
+    ask_usage = ask.stream and (ex.adds_usage or not ask.wants_usage) and kinds.may_ask_usage(spec)
     body = upstream_body(ask, _edits(model, target.model, ask_usage=ask_usage, rename=kinds.traits(spec).rename_max_tokens))
     ex.attempt += 1
     ex.answer = None
@@ -116,7 +116,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
             "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2
         ) from None
     ex.row = row
-    answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage)
+    answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage and not ask.wants_usage)
     answer.call = await runtime.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
     await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)
     return await _judge(answer, spec.api_key, runtime)
@@ -185,11 +185,11 @@ def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:
         attempt=ex.attempt,
         caller=ex.caller.name,
         endpoint=ex.endpoint.value,
-        protocol="sse" if ex.ask.stream else "json",
+        protocol=ex.protocol,
         model=ex.ask.model,
         upstream=target.upstream,
         upstream_model=target.model,
         streamed=ex.ask.stream,
         created_at=runtime.clock.now_us(),
-        bytes_in=len(ex.raw),
+        bytes_in=ex.bytes_in,
     )

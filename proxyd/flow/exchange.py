@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxyd.model import LedgerRow, State
 from proxyd.rules.price import written_cost
+from proxyd.wire.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,7 +45,15 @@ class Exchange:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """What is forwarded of the client's own headers."""
     raw: bytes = b""
-    """The request's body."""
+    """The request's body, as OpenAI's JSON whatever it came as."""
+    bytes_in: int = 0
+    """Bytes of the body as it came, decompressed."""
+    wishes: Wishes = NO_WISHES
+    """What the request said to proxyd alone."""
+    adds_usage: bool = False
+    """Its client gets the usage of a stream, though its request does not say so."""
+    protocol: str = "json"
+    """What the answer leaves in, as the ledger calls it."""
     key: str | None = None
     """The Idempotency-Key that this exchange has claimed."""
     request: Request | None = None

@@ -50,7 +50,7 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
         # OpenRouter's 200 that holds only an error: the SDKs would see an answer without choices (wire facts 9)
         raise in_band(answer.meter.last_error, ex.upstream.api_key if ex.upstream else None)
     ex.held = answer.meter.take_held()
-    ex.bytes_out = down.bytes_out + len(ex.held)
+    ex.bytes_out = down.prepare(ex.held)
 
 
 def finish(ex: Exchange, down: Downstream | Broadcast) -> None:

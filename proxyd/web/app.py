@@ -15,6 +15,8 @@ from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
 from proxyd.web import openapi, streams
 from proxyd.web.downstream import Downstream
+from proxyd.web.protobuf import WRITE, Protobuf, write_models
+from proxyd.wire.negotiate import answer, negotiate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from proxyd.web.connection import Sent
 
 JSON = (b"Content-Type", b"application/json")
+VARY = (b"Vary", b"Accept")
 # RFC 9110 7.2 and 4.2: a host name, an IPv4 address or a bracketed IPv6 one, and perhaps a port. aiohttp lets spaces through.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 
@@ -38,6 +41,8 @@ class Row:
     serve: Callable[[Runtime, Downstream, str], Awaitable[None] | None] | Endpoint
     """A relayed Endpoint, or a function of (runtime, client's side, argument) that answers by itself."""
     about: str
+    protobuf: bool = False
+    """It speaks protobuf, too; a path that ends in `.pb` by default."""
 
 
 def health(_runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -56,7 +61,7 @@ async def models(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """List the route table as OpenAI lists models: what this caller may use."""
     caller = await authenticate(runtime, down)
     listed = [_model(name, runtime) for name in runtime.snapshot.routes.listed(caller)]
-    down.reply(200, [JSON], orjson.dumps({"object": "list", "data": listed}))
+    down.reply(200, [JSON, VARY], orjson.dumps({"object": "list", "data": listed}))
 
 
 async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
@@ -65,7 +70,7 @@ async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
     routes = runtime.snapshot.routes
     if routes.resolve(argument) is None or not routes.allowed(caller, argument):
         raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")
-    down.reply(200, [JSON], orjson.dumps(_model(argument, runtime)))
+    down.reply(200, [JSON, VARY], orjson.dumps(_model(argument, runtime)))
 
 
 def described(_runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -85,11 +90,14 @@ def _model(name: str, runtime: Runtime) -> dict[str, object]:
 
 
 ENDPOINTS: tuple[Row, ...] = (
-    Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not"),
+    Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not", protobuf=True),
+    Row("POST", "/v1/chat/completions.pb", Endpoint.CHAT, "the same, protobuf in and out", protobuf=True),
     Row("POST", "/v1/completions", Endpoint.COMPLETIONS, "text completion, streamed or not"),
-    Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors"),
-    Row("GET", "/v1/models", models, "the models that the caller may use"),
-    Row("GET", "/v1/models/", model, "one model"),
+    Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors", protobuf=True),
+    Row("POST", "/v1/embeddings.pb", Endpoint.EMBEDDINGS, "the same, protobuf in and out", protobuf=True),
+    Row("GET", "/v1/models", models, "the models that the caller may use", protobuf=True),
+    Row("GET", "/v1/models.pb", models, "the same, in protobuf", protobuf=True),
+    Row("GET", "/v1/models/", model, "one model", protobuf=True),
     Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events"),
     Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream"),
     Row("GET", "/health", health, "alive; no key needed"),
@@ -120,6 +128,7 @@ class App:
         try:
             self.check(request)
             row, argument = self._find("GET" if request.method == "HEAD" else request.method, request.rel_url.raw_path)
+            self._agree(row, request, down)
             if isinstance(row.serve, Endpoint):
                 await handler.handle(self._runtime, row.serve, down)
             else:
@@ -128,9 +137,23 @@ class App:
                     await waiting
         except ProxyError as error:
             down.refuse(error)
+        finally:
+            down.close()
         if self._runtime.stopping:
             down.last()
         return down.sent()
+
+    def _agree(self, row: Row, request: web.BaseRequest, down: Downstream) -> None:
+        """Agree on the forms of request and answer. Raises ProxyError unsupported_media_type, not_acceptable."""
+        named_pb = row.path.endswith(".pb")
+        accept = ", ".join(request.headers.getall("Accept", ())) or None
+        if isinstance(row.serve, Endpoint):
+            if named_pb or (row.protobuf and "protobuf" in request.headers.get("Content-Type", "")):
+                down.encoder = Protobuf(WRITE[row.serve], self._runtime.clock)  # a refusal to agree, too, is said in the form that came
+            down.forms = negotiate(request.headers.get("Content-Type"), accept, speaks_protobuf=row.protobuf, named_pb=named_pb)
+            down.encoder = Protobuf(WRITE[row.serve], self._runtime.clock) if down.forms.answered else None
+        elif row.protobuf and answer(accept, speaks_protobuf=True, otherwise=named_pb):
+            down.encoder = Protobuf(write_models(down.query), self._runtime.clock)
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse what the parser lets through (found by differential tests against nginx and HAProxy)."""

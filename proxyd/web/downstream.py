@@ -17,12 +17,17 @@ from aiohttp import web
 
 from proxyd.errors import ProxyError
 from proxyd.web.connection import ClientConnection, Sent
+from proxyd.wire import wishes
 from proxyd.wire.coding import decoder
+from proxyd.wire.negotiate import Forms
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
+    from proxyd.model import Endpoint
     from proxyd.web.connection import Steered
+    from proxyd.web.encoder import Encoder
     from proxyd.wire.coding import Decoder
+    from proxyd.wire.wishes import Asked
 
 FLUSH_SECONDS = 5.0
 """How long a broken answer's last bytes may take to reach a client that does not read."""
@@ -46,21 +51,31 @@ class Downstream:
         self.query = request.rel_url.query
         self.notes: Callable[[], Headers] = tuple
         """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
+        # What was negotiated
+        self.forms = Forms()
+        self.encoder: Encoder | None = None
+        """Writes the answer in the client's form; None for OpenAI's own."""
         # Answer state
         self.committed = False
         self.bytes_out = 0
         self._chunked = False
+        self._ready: bytes | None = None
+        """The end of the answer as it leaves, made by `prepare`."""
         self._keep_alive = request.keep_alive and request.version == (1, 1)
 
     # Reading the request.
 
+    async def asked(self, endpoint: Endpoint, limit: int, timeout: float) -> Asked:  # noqa: ASYNC109
+        """Read the request, as OpenAI's JSON whatever it came as. Raises ProxyError as `body` does, and invalid_request."""
+        data = await self.body(limit, timeout)
+        return wishes.from_protobuf(endpoint, data) if self.forms.asked else wishes.Asked(data, len(data))
+
     async def body(self, limit: int, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Read the whole body: at most `limit` bytes, within `timeout` seconds, valid UTF-8.
+        """Read the whole body: at most `limit` bytes, within `timeout` seconds, valid UTF-8 where it is to be JSON.
 
         Raises ProxyError: unsupported_media_type, body_too_large, request_timeout, invalid_json (not UTF-8), client_gone.
         """
         request = self._request
-        _check_media(request.headers.get("Content-Type"))
         coded = decoder(request.headers.get("Content-Encoding"))
         length = request.content_length
         if length is not None and length > limit:
@@ -69,10 +84,11 @@ class Downstream:
         content = request.content
         if coded is None and content.is_eof() and content.total_bytes <= limit:
             body = content.read_nowait()
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                raise _not_utf8() from None
+            if not self.forms.asked:
+                try:
+                    body.decode()
+                except UnicodeDecodeError:
+                    raise _not_utf8() from None
             return body
         try:
             async with asyncio.timeout(timeout):
@@ -84,7 +100,7 @@ class Downstream:
 
     async def _pieces(self, limit: int, coded: Decoder | None) -> bytes:
         content, pieces, size = self._request.content, [], 0
-        utf8 = codecs.getincrementaldecoder("utf-8")()
+        utf8 = None if self.forms.asked else codecs.getincrementaldecoder("utf-8")()
         while piece := await content.readany():
             if coded is not None:
                 piece = coded.feed(piece, limit - size)
@@ -106,33 +122,47 @@ class Downstream:
     # Answering at once.
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer whole."""
-        head = self._head(status, headers, [(b"Content-Length", b"%d" % len(body))])
-        self.committed = True
-        payload = b"" if self.method == "HEAD" else body
-        self.bytes_out += len(payload)
-        self._put(head + payload)
+        """Answer whole. Raises ProxyError upstream_bad_response where the body cannot be written in the client's form."""
+        if self.encoder is not None:
+            body = self._take_ready() or self.encoder.document(status, body)
+            headers = self.encoder.head(headers, streamed=False)
+        self._say(status, headers, body)
 
     def refuse(self, error: ProxyError) -> None:
-        """Answer with an error, in OpenAI's shape, telling SDKs whether to try again."""
-        headers = [(b"Content-Type", b"application/json")]
+        """Answer with an error, in the client's form, telling SDKs whether to try again."""
+        if self.encoder is not None:
+            headers, body = self.encoder.refusal(error)
+            self._say(error.status, [*headers, *_required(error)], body)
+            return
+        told = [(b"Content-Type", b"application/json")]
         if not error.retry:
-            headers.append((b"x-should-retry", b"false"))
+            told.append((b"x-should-retry", b"false"))
+        told += _required(error)
         if error.retry_after is not None:
-            headers += [
-                (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),
-                (b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)),
-            ]
-        if error.allow:
-            headers.append((b"Allow", ", ".join(error.allow).encode()))
-        if error.status == 401:
-            headers.append((b"WWW-Authenticate", b"Bearer"))
-        self.reply(error.status, headers, error.document())
+            told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
+        self._say(error.status, told, error.document())
+
+    def prepare(self, data: bytes) -> int:
+        """Make the end of the answer ready; says how large its body will be. `finish` or `reply` with the same bytes follows.
+
+        Raises ProxyError upstream_bad_response where it cannot be written in the client's form.
+        """
+        if self.encoder is None:
+            return self.bytes_out + len(data)
+        self._ready = self.encoder.end(data) if self.committed else self.encoder.document(200, data)
+        return self.bytes_out + len(self._ready)
 
     # Answering piece by piece.
 
     def begin(self, status: int, headers: Headers, length: int | None, data: bytes) -> None:
         """Commit: send the head and the first bytes. Without a length the body is chunked (HTTP/1.0: until the end)."""
+        if self.encoder is not None:
+            try:
+                data = self.encoder.begin(headers, data, self._send)
+            except ProxyError as error:
+                self.refuse(error)  # what else comes is not sent: the encoder has nothing to write it with
+                return
+            headers = self.encoder.head(headers, streamed=True)
         if length is not None:
             framing = [(b"Content-Length", b"%d" % length)]
         elif self._request.version == (1, 1):
@@ -145,19 +175,26 @@ class Downstream:
         self._put(self._head(status, headers, framing) + self._frame(data))
 
     def write(self, data: bytes) -> None:
-        """Push bytes of the body, now."""
-        self.bytes_out += len(data)
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        """Push bytes of the body, now or when the encoder lets them go."""
+        if self.encoder is not None:
+            data = self.encoder.feed(data)
+            if not data:
+                return
+        self._send(data)
 
     def ping(self, data: bytes) -> None:
         """Push bytes that are no part of the answer."""
-        self.write(data)
+        if self.encoder is not None:
+            data = self.encoder.ping()
+            if not data:
+                return
+        self._send(data)
 
     def finish(self, data: bytes) -> None:
         """Send the last bytes and the end of the message in one write."""
+        if self.encoder is not None:
+            ready = self._take_ready()
+            data = self.encoder.end(data) if ready is None else ready
         self.bytes_out += len(data)
         end = self._frame(data)
         self._put(end + b"0\r\n\r\n" if self._chunked else end)
@@ -171,7 +208,7 @@ class Downstream:
             # Without chunks, only a reset tells a cut from an end (RFC 9112 8); a length would tell by itself, but one way is enough.
             self._transport.abort()
             return
-        self._put(self._frame(data))
+        self._put(self._frame(data if self.encoder is None else self.encoder.fail(data)))
         self._transport.close()
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._transport.abort)
 
@@ -193,6 +230,29 @@ class Downstream:
         """What to hand back to aiohttp when the exchange is over."""
         return Sent(keep_alive=self._keep_alive)
 
+    def close(self) -> None:
+        """Nothing of this answer leaves from now on."""
+        if self.encoder is not None:
+            self.encoder.stop()
+
+    def _say(self, status: int, headers: Headers, body: bytes) -> None:
+        head = self._head(status, headers, [(b"Content-Length", b"%d" % len(body))])
+        self.committed = True
+        payload = b"" if self.method == "HEAD" else body
+        self.bytes_out += len(payload)
+        self._put(head + payload)
+
+    def _send(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _take_ready(self) -> bytes | None:
+        ready, self._ready = self._ready, None
+        return ready
+
     def _frame(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data
 
@@ -207,26 +267,33 @@ class Downstream:
             b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown")),
             b"Date: " + self._connection.listener.date(self._clock.now_us() // 1_000_000),
         ]
-        lines.append(b"X-Request-Id: " + self.request_id.encode())
+        if self.encoder is None or not self.encoder.lean:
+            lines.append(b"X-Request-Id: " + self.request_id.encode())
+            lines += [b"%b: %b" % header for header in self.notes()]
         lines += [b"%b: %b" % header for header in headers]
-        lines += [b"%b: %b" % header for header in self.notes()]
         lines += [b"%b: %b" % header for header in framing]
         if not self._keep_alive:
             lines.append(b"Connection: close")
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def _check_media(kind: str | None) -> None:
-    """Refuse what is not JSON before it is read as broken JSON (RFC 9110 15.5.16). A form of another site is also refused so."""
-    media = "application/json" if kind is None else kind.partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
-        raise ProxyError("unsupported_media_type", "The request body must be JSON: send it with `Content-Type: application/json`.")
+def _required(error: ProxyError) -> list[tuple[bytes, bytes]]:
+    """What HTTP itself wants to be said of an error."""
+    told = []
+    if error.retry_after is not None:
+        told.append((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))))
+    if error.allow:
+        told.append((b"Allow", ", ".join(error.allow).encode()))
+    if error.status == 401:
+        told.append((b"WWW-Authenticate", b"Bearer"))
+    return told
 
 
-def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder, *, final: bool) -> None:
-    """Check piece by piece, so that no body stalls the loop (RFC 8259 8.1: JSON is UTF-8)."""
+def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder | None, *, final: bool) -> None:
+    """Check piece by piece, so that no body stalls the loop (RFC 8259 8.1: JSON is UTF-8). Without a decoder it is no JSON."""
     try:
-        decoder.decode(piece, final)
+        if decoder is not None:
+            decoder.decode(piece, final)
     except UnicodeDecodeError:
         raise _not_utf8() from None
 

@@ -120,6 +120,11 @@ class ChunkEncoder:
         self._chunk_said: dict[tuple[str, str], Any] = {}
         self._template: Template | None = None
 
+    @property
+    def finished(self) -> bool:
+        """A choice has had its finish; usage may follow."""
+        return self._finished
+
     def feed(self, event: bytes, now: float) -> list[bytes]:
         """Take the data of one event; returns the frames that are due. What is not JSON is skipped, as SSE clients would."""
         template = self._template

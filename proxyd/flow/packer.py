@@ -1,0 +1,122 @@
+"""The upstream's events into frames of protobuf, held as long as the client allows: the timer around `ChunkEncoder`.
+
+What it is fed and what it gives are bytes: events of SSE, whole ones, as the meter lets them pass; whole frames. What the
+timer lets go is handed to `emit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxyd.errors import TABLE, ProxyError
+from proxyd.wire.dialects import decode
+from proxyd.wire.proto_frames import delimited
+from proxyd.wire.proto_stream import ChunkEncoder
+from proxyd.wire.sse import SSE, whole_events
+from proxyd.wire.usage import fault_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxyd.clock import Clock
+    from proxyd.wire.delivery import Delivery
+
+EVENT_LIMIT = 64 << 20
+"""Bytes of one event; a larger one is left out."""
+LEAST_WAIT = 0.001
+"""Seconds that a finish waits for the end of the answer that it comes with, so that both leave in one packet."""
+
+
+class Packer:
+    """One stream. `feed`, `end` and `fail` return what leaves now; `emit` is called with what leaves later. `stop` it at the end."""
+
+    def __init__(
+        self, delivery: Delivery, clock: Clock, emit: Callable[[bytes], None], *, frame: Callable[[bytes], bytes] = delimited
+    ) -> None:
+        self._encoder = ChunkEncoder(delivery, frame=frame)
+        self._clock = clock
+        self._emit = emit
+        self._events = SSE(EVENT_LIMIT)
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+        self._tail = b""
+        """Frames from the finish on, for as long as LEAST_WAIT."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the stream."""
+        now = self._clock.monotonic()
+        encoder = self._encoder
+        out: list[bytes] = []
+        for event in self._split(data):
+            out += encoder.feed(event, now)
+        if encoder.finished:
+            self._tail += b"".join(out)
+            self._wait(now)
+            return b""
+        if encoder.deadline is not None:
+            self._wait(encoder.deadline)
+        return b"".join(out)
+
+    def ping(self) -> bytes:
+        """Give an empty frame, which tells that the line is open."""
+        return self._encoder.keepalive()
+
+    def end(self, data: bytes) -> bytes:
+        """Take the stream's last bytes; everything that is held leaves with them."""
+        out = [self.feed(data)]
+        last = self._events.end()
+        if last is not None and last.data is not None:
+            out += self._encoder.feed(bytes(last.data), self._clock.monotonic())
+        self.stop()
+        return b"".join([*out[:1], self._take_tail(), *out[1:], *self._encoder.end()])
+
+    def fail(self, data: bytes) -> bytes:
+        """Take the last bytes of a stream that breaks; an error of ours that stands in them keeps its code and status."""
+        out = []
+        for event in self._split(data):
+            error = _own_error(event)
+            out += self._encoder.feed(event, self._clock.monotonic()) if error is None else self._encoder.fail(error)
+        self.stop()
+        return self._take_tail() + b"".join(out + self._encoder.end())
+
+    def stop(self) -> None:
+        """Nothing is emitted from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _split(self, data: bytes) -> list[bytes]:
+        events = self._events
+        if events.idle and (payloads := whole_events(data)) is not None:
+            return payloads
+        return [bytes(frame.data) for frame in events.feed(data) if frame.data is not None]
+
+    def _take_tail(self) -> bytes:
+        tail, self._tail = self._tail, b""
+        return tail
+
+    def _wait(self, moment: float) -> None:
+        """Ring at a moment, or before."""
+        if self._timer is not None:
+            if self._rings_at <= moment + LEAST_WAIT:
+                return
+            self._timer.cancel()
+        wait = max(LEAST_WAIT, moment - self._clock.monotonic())
+        self._rings_at = moment
+        self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        encoder = self._encoder
+        out = self._take_tail() + b"".join(encoder.tick(self._clock.monotonic()))
+        if encoder.deadline is not None:
+            self._wait(encoder.deadline)
+        if out:
+            self._emit(out)
+
+
+def _own_error(event: bytes) -> ProxyError | None:
+    """The error that an event of ours tells; None for anything else."""
+    fault = fault_of(decode(event))
+    return ProxyError(fault.code, fault.message, body=event) if fault is not None and fault.code in TABLE else None
