@@ -77,6 +77,7 @@ TABLE: dict[str, Verdict] = {
     "upstream_overloaded": Verdict(503, "upstream_error", _U, True),
     # proxyd
     "overloaded": Verdict(503, "server_error", _P, True),
+    "auth_unavailable": Verdict(503, "server_error", _P, True),
     "draining": Verdict(503, "server_error", _P, True),
     "ledger_unavailable": Verdict(503, "server_error", _P, True),
     "not_implemented": Verdict(501, "server_error", _P, False),

@@ -13,6 +13,7 @@ from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
 from proxyd.config.mistakes import ConfigError, Mistake
 from proxyd.config.safety import Made, refusals
+from proxyd.daemon.boot import missing_extras
 from proxyd.store.file import StoreError, database_path
 from proxyd.store.keys import stored
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     warnings = loaded.warnings if loaded is not None else ()
     refused = [
         Mistake(str(path), 1, 1, f"serve refuses to start: {reason}")
-        for reason in (refusals(loaded.config, made=_made(path, loaded.config)) if loaded else ())
+        for reason in ([*refusals(loaded.config, made=_made(path, loaded.config)), *missing_extras(loaded.config)] if loaded else ())
     ]
     mistakes = (*mistakes, *refused)
     if args.format == "json":

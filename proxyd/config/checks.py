@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from proxyd.config.address import Address, parse_address
+from proxyd.config.issuers import check_issuers
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
 from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
@@ -238,9 +239,16 @@ def _keys(draft: Draft) -> None:
         owners.setdefault(key.key, name)
         if not key.models and (*path, "models") not in draft.kept:
             draft.mistake((*path, "models"), f'{name} may use no model; write ["*"] for all, or remove the key')
-        for at, pattern in draft.items((*path, "models"), key.models):
-            if _pattern(draft, at, pattern) and routes and not any(covers(pattern, route) or covers(route, pattern) for route in routes):
-                draft.mistake(at, f"no model is called {draft.written(at)}{meant(pattern, routes)}")
+        _usable(draft, (*path, "models"), key.models, routes)
+    for path, rule in draft.items(("auth", "jwt"), auth.jwt):
+        _usable(draft, (*path, "models"), rule.models, routes)
+
+
+def _usable(draft: Draft, path: Path, patterns: tuple[str, ...], routes: list[str]) -> None:
+    """Check patterns of models that a caller may use."""
+    for at, pattern in draft.items(path, patterns):
+        if _pattern(draft, at, pattern) and routes and not any(covers(pattern, route) or covers(route, pattern) for route in routes):
+            draft.mistake(at, f"no model is called {draft.written(at)}{meant(pattern, routes)}")
 
 
 def _expiry(draft: Draft, path: Path, text: str | None) -> None:
@@ -284,4 +292,4 @@ def _storage(draft: Draft) -> None:
         draft.mistake(path, "'url' must name a file on a disk, and nothing else: no options, no memory")
 
 
-_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, _timezone, _listeners, _storage)
+_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, check_issuers, _timezone, _listeners, _storage)

@@ -3,7 +3,6 @@
 NOT_BUILT = frozenset(
     {
         "analytics",
-        "auth.jwt",
         "auth.keys.*.delivery",
         "cors",
         "delivery",

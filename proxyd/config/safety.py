@@ -37,16 +37,17 @@ def refusals(config: Config, listen: Sequence[str] | None = None, made: Made | N
     """
     keys = config.auth.keys if config.auth is not None else ()
     made = made or Made()
+    anybody = bool(keys or made.keys or (config.auth is not None and config.auth.jwt))
     found = []
     if config.environment in _GUARDED:
-        if not keys and not made.keys:
-            found.append(f"environment {config.environment} needs a key: name one under auth.keys, or {_MAKE}")
+        if not anybody:
+            found.append(f"environment {config.environment} needs a key: name one under auth.keys, or {_MAKE}; or an issuer under auth.jwt")
         found += [
             f"environment {config.environment} needs keys of at least {LEAST_KEY} characters; that of {key.name!r} is shorter"
             for key in keys
             if len(key.key) < LEAST_KEY
         ]
-    if config.auth is not None and not keys and not made.keys:
+    if config.auth is not None and not anybody:
         found += [
             f"{text} is reached by other machines, and there is no auth: add a key under auth.keys, "
             f"{_MAKE}, listen on 127.0.0.1, or write auth: none to let everybody in"

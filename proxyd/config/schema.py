@@ -234,9 +234,24 @@ class Key(_Section, frozen=True):
     default_model: Annotated[str | None, _about("what a request without a model means")] = None
 
 
+class Jwt(_Section, frozen=True):
+    """An issuer of signed tokens (OIDC), and what its tokens allow. Its callers are recorded as caller@name."""
+
+    issuer: Annotated[str, _about("as the claim `iss` has it, to the letter")]
+    audience: Annotated[str, _about("what the claim `aud` must hold")]
+    jwks_url: Annotated[str | None, _about("where its keys are; none: as its /.well-known/openid-configuration says")] = None
+    name: Annotated[str | None, _about("what stands behind the @ of its callers; none: the issuer without https://")] = None
+    caller: Annotated[str, _about("the claim that names the caller; a path has dots")] = "sub"
+    models: Annotated[tuple[str, ...], _about("model names or patterns that its callers may use")] = ("*",)
+    models_claim: Annotated[str | None, _about("the claim that lists them instead: a list, or words with blanks between")] = None
+    limits: Annotated[Allowance, _about("rpm, tpm and concurrency of each of its callers")] = Allowance()
+    admin_claim: Annotated[str | None, _about("CLAIM=VALUE: who has that value in that claim is an admin")] = None
+
+
 class Auth(_Section, frozen=True):
     """Who may call."""
 
+    jwt: Annotated[tuple[Jwt, ...], _about("issuers of signed tokens")] = ()
     keys: Annotated[tuple[Key, ...], _about("static keys")] = ()
 
 

@@ -15,6 +15,7 @@ from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.keyring import Keyring
 from proxyd.flow.runtime import Runtime, Snapshot
+from proxyd.rules import bearer
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
 from proxyd.rules.price import price_of, quoted
 from proxyd.rules.routes import RouteTable
@@ -48,7 +49,8 @@ class RefusedError(Exception):
 def check(config: Config, listen: Sequence[str] | None, keyring: Keyring) -> None:
     """Refuse to serve where that would be unsafe; `listen` as `safety.refusals` takes it. Raises RefusedError."""
     live = keyring.live()
-    reasons = refusals(config, listen, Made(len(live), sum(key.caller.admin for key in live)))
+    made = Made(len(live), sum(key.caller.admin for key in live))
+    reasons = [*refusals(config, listen, made), *missing_extras(config)]
     if not http_parser.HttpRequestParser.__module__.endswith("_http_parser"):
         reasons.append(
             "aiohttp runs without its C parser (AIOHTTP_NO_EXTENSIONS, or no wheel for this platform): its Python parser is too lenient"
@@ -57,18 +59,33 @@ def check(config: Config, listen: Sequence[str] | None, keyring: Keyring) -> Non
         raise RefusedError(reasons)
 
 
+def missing_extras(config: Config) -> list[str]:
+    """What the configuration asks for, and is not installed."""
+    if config.auth is not None and config.auth.jwt and not bearer.installed():
+        return ["auth.jwt needs the extra `jwt`: pip install 'proxyd[jwt]'"]
+    return []
+
+
 def snapshot(config: Config, made_key: str | None) -> Snapshot:
     """Turn a configuration into what exchanges use. `made_key` is the key of a development or test environment."""
     keys = config.auth.keys if config.auth is not None else ()
     if made_key is not None:
         keys = (Key(name=config.environment.value, key=made_key),)
     prices = {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
-    return Snapshot(config, RouteTable(config), Keys(keys), ANONYMOUS if config.auth is None else None, prices, zone(config.timezone))
+    return Snapshot(
+        config,
+        RouteTable(config),
+        Keys(keys),
+        ANONYMOUS if config.auth is None else None,
+        config.auth.jwt if config.auth is not None else (),
+        prices,
+        zone(config.timezone),
+    )
 
 
 def make_key(config: Config, keyring: Keyring) -> str | None:
     """The key that proxyd brings itself, where there is none in file and database and the environment allows it."""
-    if config.auth is None or config.auth.keys or keyring.live():
+    if config.auth is None or config.auth.keys or config.auth.jwt or keyring.live():
         return None
     if config.environment is Environment.TEST:
         return TEST_KEY

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from proxyd.errors import ProxyError
 from proxyd.flow.claims import key_in, one_name, wants_resumable
 from proxyd.model import Endpoint
+from proxyd.rules.bearer import looks_signed
 from proxyd.rules.idempotency import Verdict
 from proxyd.wire import body, headers, wishes
 
@@ -76,7 +77,7 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
 
 
 async def authenticate(runtime: Runtime, down: Downstream) -> Caller:
-    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key.
+    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key, auth_unavailable.
 
     Awaits, for a credential may be signed with a key that has to be fetched first.
     """
@@ -87,6 +88,8 @@ async def authenticate(runtime: Runtime, down: Downstream) -> Caller:
     if presented is None:
         raise ProxyError("invalid_api_key", "No API key was given. Send it as `Authorization: Bearer KEY`, `X-Api-Key` or `api-key`.")
     caller = _known(runtime, presented)
+    if caller is None and snapshot.issuers and looks_signed(presented):
+        caller = await runtime.bearers.find(presented, snapshot.issuers)
     if caller is None:
         raise ProxyError("invalid_api_key", "The API key is not valid here.")
     return caller

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from proxyd import __version__
 from proxyd.errors import ProxyError
 from proxyd.flow.allowances import Allowances
+from proxyd.flow.bearers import Bearers
 from proxyd.flow.budgets import Budgets
 from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from proxyd.clock import Clock
-    from proxyd.config.schema import Config, Upstream
+    from proxyd.config.schema import Config, Jwt, Upstream
     from proxyd.flow.claims import Running
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.health import Health
@@ -67,10 +68,12 @@ class Snapshot:
     keys: Keys
     anyone: Caller | None
     """The caller that everybody is under `auth: none`; None where keys are asked for."""
+    issuers: tuple[Jwt, ...] = ()
+    """Whose signed tokens are taken."""
     prices: Mapping[str, Quote] = field(default_factory=dict)
+    """What routes cost, by label, where the configuration says so."""
     zone: tzinfo = UTC
     """Where the days and months of budgets begin."""
-    """What routes cost, by label, where the configuration says so."""
 
 
 class Runtime:
@@ -87,6 +90,7 @@ class Runtime:
         """Set once by who puts everything together, as the doors are."""
         self.tokenizers = Tokenizers()
         self.price_list = PriceList()
+        self.bearers = Bearers(clock, self.spawn)
         self.started_at = clock.now_us()
         self.doors: Mapping[str, Door] = {}
         self.health: Mapping[str, Health] = {}
