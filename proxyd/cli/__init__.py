@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "demo": "run it at once: no file, no key, no network",
     "check": "validate the YAML: every mistake at once",
     "keys": "API keys: make, list, rotate, revoke",
+    "reload": "apply the edited YAML to the running daemon",
     "usage": "what was used, by model, caller, upstream or day",
     "models": "the route table as resolved",
     "db": "the database: back it up, check it, prune it, vacuum it",

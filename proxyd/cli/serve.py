@@ -27,20 +27,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve."""
     from proxyd.clock import Clock  # noqa: PLC0415 - `proxyd --help` imports no server
-    from proxyd.config.load import load_file  # noqa: PLC0415
+    from proxyd.config.load import examine_file  # noqa: PLC0415
     from proxyd.daemon import boot  # noqa: PLC0415
     from proxyd.daemon import run as process  # noqa: PLC0415
     from proxyd.log import LineWriter, Style, configure, style_for  # noqa: PLC0415
     from proxyd.store.db import StoreError  # noqa: PLC0415
 
     environ = process.environment()
-    path = config_path(args, environ)
-    config = load_file(path, environ)
+    path = config_path(args, environ).absolute()
+    loaded = examine_file(path, environ)
     style = Style(args.log_format) if args.log_format else style_for(environ, sys.stderr.fileno())
     log = configure(style, args.log_level, LineWriter(sys.stderr.fileno()))
 
     async def main() -> None:
-        daemon = process.Daemon(config, path.absolute().parent, environ, Clock())
+        daemon = process.Daemon(loaded.config, path.parent, environ, Clock(), loaded.files)
         await daemon.start(log)
         daemon.handle_signals()
         daemon.settle_memory()

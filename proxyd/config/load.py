@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,6 +30,8 @@ class Loaded:
 
     config: Config
     warnings: tuple[Mistake, ...]
+    files: tuple[Path, ...] = ()
+    """What it was read from, the YAML first; a `.env` that is not there counts, for it may come."""
 
 
 def parse(text: str, *, filename: str, secrets: Secrets) -> Config:
@@ -81,7 +83,10 @@ def examine_file(path: Path, environ: Mapping[str, str], *, lenient: bool = Fals
     beside = path.parent / ".env"
     variables, mistakes = read_env(_text(beside, MAX_ENV_BYTES), str(beside)) if beside.is_file() else ({}, [])
 
+    files = {path: None, beside: None}
+
     def read_secret(name: str) -> str:
+        files[path.parent / name] = None
         with (path.parent / name).open(encoding="utf-8") as file:
             return file.read(MAX_FILE + 1)
 
@@ -92,7 +97,7 @@ def examine_file(path: Path, environ: Mapping[str, str], *, lenient: bool = Fals
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:
         raise ConfigError(mistakes)
-    return loaded
+    return replace(loaded, files=tuple(files))
 
 
 def _text(path: Path, most: int) -> str:

@@ -332,3 +332,4 @@ class Config(_Section, frozen=True):
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
     timezone: Annotated[str, _about("where the days and months of budgets begin, as in Europe/Berlin")] = "UTC"
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()
+    watch: Annotated[bool, _about("reload when this file, the .env beside it, or a file that it points at changes")] = True

@@ -66,20 +66,26 @@ def missing_extras(config: Config) -> list[str]:
     return []
 
 
-def snapshot(config: Config, made_key: str | None) -> Snapshot:
-    """Turn a configuration into what exchanges use. `made_key` is the key of a development or test environment."""
+def snapshot(config: Config, made_key: str | None, clock: Clock, old: Snapshot | None) -> Snapshot:
+    """Turn a configuration into what exchanges use. `made_key` is the key of a development or test environment.
+
+    Upstreams that are as in `old` keep their connections, and what is known of them.
+    """
     keys = config.auth.keys if config.auth is not None else ()
     if made_key is not None:
         keys = (Key(name=config.environment.value, key=made_key),)
+    same = {name for name, spec in config.upstreams.items() if old is not None and old.config.upstreams.get(name) == spec}
     prices = {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
     return Snapshot(
         config,
         RouteTable(config),
         Keys(keys),
         ANONYMOUS if config.auth is None else None,
-        config.auth.jwt if config.auth is not None else (),
-        prices,
-        zone(config.timezone),
+        doors={name: old.doors[name] if old and name in same else door(spec, clock) for name, spec in config.upstreams.items()},
+        health={name: old.health[name] if old and name in same else Health() for name in config.upstreams},
+        issuers=config.auth.jwt if config.auth is not None else (),
+        prices=prices,
+        zone=zone(config.timezone),
     )
 
 
@@ -118,11 +124,10 @@ async def runtime(config: Config, database: Database, keyring: Keyring, clock: C
     key = make_key(config, keyring)
     claims = Claims(database)
     await claims.recover()
-    made = Runtime(snapshot(config, key), clock, random.Random(os.urandom(32)), ledger, Running(claims))  # noqa: S311 - ids and jitter; no secret is drawn from it
+    chance = random.Random(os.urandom(32))  # noqa: S311 - ids and jitter; no secret is drawn from it
+    made = Runtime(snapshot(config, key, clock, None), clock, chance, ledger, Running(claims))
     made.keyring = keyring
     made.database = database
-    made.doors = {name: door(spec, clock) for name, spec in config.upstreams.items()}
-    made.health = {name: Health() for name in config.upstreams}
     metrics = made.metrics
     know(made)
     metrics.ledger_recovered(recovered)

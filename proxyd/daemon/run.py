@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -14,14 +15,16 @@ from proxyd.daemon import boot
 from proxyd.daemon.drain import drain
 from proxyd.daemon.heartbeat import Heartbeat
 from proxyd.daemon.listen import address_of, open_port
+from proxyd.daemon.reload import Reloader
 from proxyd.daemon.systemd import Notifier, listen_fds, watchdog_interval
+from proxyd.daemon.watch import look, watch
 from proxyd.web.app import App
 from proxyd.web.connection import Listener
 from proxyd.web.ops import OpsApp
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from proxyd.clock import Clock
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.log import Log
     from proxyd.store.db import Database
+
+log = logging.getLogger(__name__)
 
 HANDED = ("clients", "ops")
 """Names of the sockets that systemd may hand over."""
@@ -44,8 +49,11 @@ SETTLE_SECONDS = 10.0
 class Daemon:
     """One proxyd. `start` it, `serve` until `stop`; tests and the demo run it in their own loop."""
 
-    def __init__(self, config: Config, folder: Path, environ: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, config: Config, folder: Path, environ: Mapping[str, str], clock: Clock, files: tuple[Path, ...] = ()) -> None:
+        """`files` are what the configuration was read from just now; without them there is nothing to reload."""
         self.config = config
+        self._files = files
+        self._seen = look(files)
         self._folder = folder
         self._environ = environ
         self._clock = clock
@@ -57,6 +65,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._ports: list[Port] = []
+        self._reloader: Reloader | None = None
         self.key: str | None = None
         """The key that proxyd made itself, in development and test."""
         self.url = ""
@@ -74,9 +83,10 @@ class Daemon:
             raise boot.RefusedError([str(error)]) from error
         if unknown := handed.keys() - HANDED:
             raise boot.RefusedError([f"a socket was handed over as {min(unknown)!r}: FileDescriptorName= must be {' or '.join(HANDED)}"])
+        listen = [address_of(handed["clients"]) if "clients" in handed else self.config.listen]
         self._database, keyring = await boot.opened(self.config, self._folder, self._environ, self._clock)
         try:
-            boot.check(self.config, [address_of(handed["clients"])] if "clients" in handed else None, keyring)
+            boot.check(self.config, listen, keyring)
             self._runtime, self.key = await boot.runtime(self.config, self._database, keyring, self._clock)
         except BaseException:
             await self._database.close()
@@ -85,7 +95,8 @@ class Daemon:
         if log is not None:
             self._runtime.observers.append(log.access_line)
             self._runtime.gauges.append(lambda: self._runtime.metrics.log_dropped(log.writer.dropped))
-        self._chores = [
+        self._reloadable(listen)
+        self._chores += [
             self._runtime.spawn(self._heartbeat.beat()),
             self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
             self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
@@ -126,14 +137,27 @@ class Daemon:
         self._stopping.set()
 
     def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the daemon."""
+        """Let SIGTERM and SIGINT stop the daemon, and SIGHUP reload it."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+
+    def _hung_up(self) -> None:
+        if self._reloader is None:
+            log.warning("SIGHUP: there is no configuration file to reload")
+        elif not self._stopping.is_set():
+            self._runtime.spawn(self._reloader.work("SIGHUP"))
+
+    def _reloadable(self, listen: Sequence[str]) -> None:
+        if self._files:
+            environ, key = self._environ, self.key
+            self._reloader = Reloader(self._runtime, self._notifier, self._files, environ, listen, key, self._seen)
+            self._runtime.reload = self._reloader.reload
+            self._chores.append(self._runtime.spawn(watch(self._reloader)))
 
     async def _listen(self, address: str, app: App, handed: socket.socket | None) -> str:
-        limits = self.config.limits
-        listener = Listener(app, lambda: limits.connections_per_address, limits.header_timeout)
+        listener = Listener(app, lambda: self._runtime.snapshot.config.limits)
         port = await open_port(address, listener, handed)
         self._ports.append(port)
         return port.url
@@ -146,7 +170,7 @@ class Daemon:
             port.close()
         await asyncio.gather(*(port.listener.shutdown(CUT_SECONDS) for port in self._ports), return_exceptions=True)
         await self._runtime.settled(SETTLE_SECONDS)
-        for upstream in self._runtime.doors.values():
+        for upstream in self._runtime.snapshot.doors.values():
             upstream.close()
         await self._database.close()
         self._heartbeat.close()

@@ -37,10 +37,10 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
     told = 0
     while True:
         now = runtime.clock.monotonic()
-        step: retry.Try | retry.GiveUp | None = _only(ex, runtime, now) if plan is None else None
+        step: retry.Try | retry.GiveUp | None = _only(ex, now) if plan is None else None
         if step is None:
             plan = plan or _plan(ex, runtime)
-            step = retry.next_step(plan, history, _facts(plan, runtime, now), now, runtime.chance.random())
+            step = retry.next_step(plan, history, _facts(plan, ex, now), now, runtime.chance.random())
         if len(history) > told:  # not twice where a breaker makes us decide anew
             last, told = history[-1], len(history)
             runtime.metrics.attempt_failed(ex.label, last.target.upstream, last.error.code, again=not isinstance(step, retry.GiveUp))
@@ -48,7 +48,7 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             raise _given_up(history, step)
         if step.wait > 0:
             await asyncio.sleep(step.wait)
-        health = runtime.health[step.target.upstream]
+        health = ex.snapshot.health[step.target.upstream]
         ticket = health.begin(runtime.clock.monotonic(), spends=step.spends)
         if ticket is None:
             continue  # its breaker opened while we waited: decide anew
@@ -67,26 +67,26 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             return answer
 
 
-def _only(ex: Exchange, runtime: Runtime, now: float) -> retry.Try | None:
+def _only(ex: Exchange, now: float) -> retry.Try | None:
     """The first try where there is nothing to choose: one upstream, and it takes calls. None where the rules must decide."""
     assert ex.route is not None  # noqa: S101 - admit has run
     targets = ex.route.targets
-    return retry.Try(targets[0]) if len(targets) == 1 and runtime.health[targets[0].upstream].ready(now) else None
+    return retry.Try(targets[0]) if len(targets) == 1 and ex.snapshot.health[targets[0].upstream].ready(now) else None
 
 
 def _plan(ex: Exchange, runtime: Runtime) -> retry.Plan:
     route = ex.route
     assert route is not None  # noqa: S101 - admit has run
     now = runtime.clock.monotonic()
-    facts = {target.upstream: runtime.health[target.upstream].facts(now) for target in route.targets}
+    facts = {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in route.targets}
     totals = [ex.snapshot.config.upstreams[target.upstream].timeouts.total for target in route.targets]
     limits = [total for total in totals if total is not None]
     deadline = ex.began + max(limits) if limits and len(limits) == len(totals) else None
     return retry.Plan(route.model.retry, tuple(routes.order(route, facts, runtime.chance.random())), deadline)
 
 
-def _facts(plan: retry.Plan, runtime: Runtime, now: float) -> dict[str, routes.Facts]:
-    return {target.upstream: runtime.health[target.upstream].facts(now) for target in plan.targets}
+def _facts(plan: retry.Plan, ex: Exchange, now: float) -> dict[str, routes.Facts]:
+    return {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in plan.targets}
 
 
 def _given_up(history: list[retry.Attempt], step: retry.GiveUp) -> ProxyError:
@@ -117,7 +117,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
         ) from None
     ex.row = row
     answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage and not ask.wants_usage)
-    answer.call = await runtime.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
+    answer.call = await ex.snapshot.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
     await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)
     return await _judge(answer, spec.api_key, runtime)
 

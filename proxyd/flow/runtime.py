@@ -10,6 +10,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from proxyd import __version__
+from proxyd.config.diff import Changes
 from proxyd.errors import ProxyError
 from proxyd.flow.allowances import Allowances
 from proxyd.flow.bearers import Bearers
@@ -23,7 +24,7 @@ from proxyd.store.db import StoreError
 from proxyd.wire.tokens import Tokenizers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from datetime import tzinfo
     from random import Random
     from typing import Any, Protocol
@@ -68,12 +69,40 @@ class Snapshot:
     keys: Keys
     anyone: Caller | None
     """The caller that everybody is under `auth: none`; None where keys are asked for."""
+    doors: Mapping[str, Door]
+    """The ways to the upstreams. One that is replaced closes when the last exchange that began with it has ended."""
+    health: Mapping[str, Health]
+    """What is known of each upstream; kept as long as its configuration is."""
     issuers: tuple[Jwt, ...] = ()
     """Whose signed tokens are taken."""
     prices: Mapping[str, Quote] = field(default_factory=dict)
     """What routes cost, by label, where the configuration says so."""
     zone: tzinfo = UTC
     """Where the days and months of budgets begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What became of one reload."""
+
+    at_us: int
+    changes: Changes = field(default_factory=Changes)
+    problems: tuple[str, ...] = ()
+    """Why nothing was changed; empty if the file was good."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """The file is in effect."""
+        return not self.problems
+
+    @property
+    def message(self) -> str:
+        """It, on one line; no value of the file, but its names."""
+        if self.problems:
+            return f"{len(self.problems)} mistake{'s' if len(self.problems) > 1 else ''}: {self.problems[0]}"
+        told = [("live", self.changes.live), ("waits for a restart", self.changes.waiting)]
+        return "; ".join(f"{name}: {', '.join(map(str, changes))}" for name, changes in told if changes) or "nothing changed"
 
 
 class Runtime:
@@ -91,9 +120,11 @@ class Runtime:
         self.tokenizers = Tokenizers()
         self.price_list = PriceList()
         self.bearers = Bearers(clock, self.spawn)
-        self.started_at = clock.now_us()
-        self.doors: Mapping[str, Door] = {}
-        self.health: Mapping[str, Health] = {}
+        self.started_at = self.loaded_at = clock.now_us()
+        self.reload: Callable[[str], Awaitable[Reloaded]] | None = None
+        """Take the configuration's file as it is now, for a reason that is logged; None where there is no file."""
+        self.reloaded: Reloaded | None = None
+        """The last reload, if there was one."""
         self.active: dict[str, Exchange] = {}
         self.stopping = False
         """Not ready any more; each connection ends with its answer."""
@@ -132,7 +163,7 @@ class Runtime:
     def upstream_states(self) -> dict[str, dict[str, object]]:
         """How each upstream is: its breaker, and the exchanges that run there."""
         now = self.clock.monotonic()
-        return {name: self.health[name].describe(now) for name in self.doors}
+        return {name: health.describe(now) for name, health in self.snapshot.health.items()}
 
     def measure(self) -> None:
         """Bring those metrics up to date that are not told of each change."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -45,9 +46,23 @@ class Row:
     """It speaks protobuf, too; a path that ends in `.pb` by default."""
 
 
-def health(_runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Say that the process is alive and how its configuration is."""
-    down.reply(200, [JSON], orjson.dumps({"status": "ok"}))
+def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Say that the process is alive and how its configuration is; what is wrong with it is for the operator alone."""
+    reloaded = runtime.reloaded
+    message = "in effect" if reloaded is None or reloaded.ok else "not taken: the file has mistakes, and the earlier one stays"
+    down.reply(200, [JSON], orjson.dumps({"status": "ok", "config": loading(runtime, message)}))
+
+
+def loading(runtime: Runtime, message: str) -> dict[str, object]:
+    """How the configuration came to be what it is."""
+    reloaded = runtime.reloaded
+    last = None if reloaded is None else {"at": moment(reloaded.at_us), "ok": reloaded.ok, "message": message}
+    return {"loaded_at": moment(runtime.loaded_at), "last_reload": last}
+
+
+def moment(at_us: int) -> str:
+    """A wall time as RFC 3339 writes it, in whole seconds."""
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:

@@ -16,6 +16,8 @@ from proxyd.wire.headers import Fields
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxyd.config.schema import Limits
+
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +74,7 @@ class ClientConnection(web.RequestHandler):
         """Count the connection against its address; close it at once beyond the cap."""
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        if address and self.listener.per_address[address] >= self.listener.cap():
+        if address and self.listener.per_address[address] >= self.listener.limits().connections_per_address:
             log.warning("connection refused: too many from one address", extra={"address": address})
             transport.abort()  # type: ignore[attr-defined]  # a stream transport
             return
@@ -148,17 +150,17 @@ class Handler(Protocol):
 class Listener(web.Server):
     """Makes a ClientConnection for each client."""
 
-    def __init__(self, handler: Handler, cap: Callable[[], int], header_timeout: float) -> None:
+    def __init__(self, handler: Handler, limits: Callable[[], Limits]) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.new_id = handler.new_id
         self.per_address: collections.Counter[str] = collections.Counter()
-        self.cap = cap
+        self.limits = limits
+        """As they are now; a reload changes them."""
         self._second, self._date = 0, b""
         self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
         # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
         self._settings: dict[str, Any] = {
-            "keepalive_timeout": header_timeout,
             "access_log": None,
             "logger": log,
             "auto_decompress": False,
@@ -186,7 +188,7 @@ class Listener(web.Server):
 
     def __call__(self) -> ClientConnection:
         """Make the protocol of one connection."""
-        return ClientConnection(self, loop=asyncio.get_running_loop(), **self._settings)
+        return ClientConnection(self, loop=asyncio.get_running_loop(), keepalive_timeout=self.limits().header_timeout, **self._settings)
 
     def close_idle(self) -> None:
         """Close kept connections that are between two requests; new ones may still say what they want."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import orjson
@@ -12,13 +13,32 @@ from proxyd.errors import ProxyError
 from proxyd.flow.admit import administrator
 from proxyd.metrics import CONTENT_TYPE
 from proxyd.web import database, keys
-from proxyd.web.app import JSON, App, Row, health, ready
+from proxyd.web.app import JSON, App, Row, loading, ready
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
+
+
+def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Say that the process is alive, and what the last reload came to."""
+    message = "" if runtime.reloaded is None else runtime.reloaded.message
+    down.reply(200, [JSON], orjson.dumps({"status": "ok", "config": loading(runtime, message)}))
+
+
+async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Take the configuration's file as it is now: 200, and what changed; 422, and what is wrong with it."""
+    if runtime.reload is None:
+        raise ProxyError("not_implemented", "This proxyd runs without a configuration file.")
+    done = await runtime.reload("asked for")
+    changes = {"live": [asdict(each) for each in done.changes.live], "waiting": [asdict(each) for each in done.changes.waiting]}
+    document: dict[str, object] = {"ok": done.ok, **changes, "warnings": done.warnings}
+    if not done.ok:
+        error = {"message": done.message, "type": "invalid_request_error", "param": None, "code": "config_invalid"}
+        document |= {"mistakes": done.problems, "error": error}
+    down.reply(200 if done.ok else 422, [JSON], orjson.dumps(document))
 
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -42,6 +62,7 @@ async def metrics(runtime: Runtime, down: Downstream, _argument: str) -> None:
 OPS: tuple[Row, ...] = (
     Row("GET", "/health", health, "alive"),
     Row("GET", "/ready", ready, "may take traffic"),
+    Row("POST", "/reload", reload, "apply the configuration's file as it is now"),
     Row("GET", "/metrics", metrics, "for Prometheus"),
     Row("GET", "/state", state, "upstreams and running exchanges"),
     Row("GET", "/keys", keys.listed, "the keys of the database"),
@@ -76,6 +97,9 @@ class OpsApp(App):
         origin = request.headers.get("Origin")
         # A page of another site may send a POST here without asking; browsers say where it came from (RFC 6454 7.3).
         if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
+            raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
+        # Nor does every request of a page have an Origin; Fetch Metadata (W3C) says of all where they come from.
+        if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
             raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
         if self._guarded and request.rel_url.raw_path not in OPEN:
             administrator(self._runtime, request.raw_headers)

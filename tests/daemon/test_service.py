@@ -10,16 +10,14 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
+from tests.daemon.scrape import series
 from tests.e2e.client import Visit, ask, becomes, chat, happens, send
 from tests.e2e.client import request as raw
-from tests.origin import DONE, HANG, Gate, completion, delta, stream, whole
+from tests.origin import DONE, Gate, completion, delta, stream, whole
 from tests.process import Child, Daemon, settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
 
     from tests.origin import Origin
 
@@ -30,73 +28,8 @@ def service(origin: Origin, **more: object) -> dict[str, object]:
     return settings(upstreams={"origin": {"kind": "openai", "base_url": origin.url}}, models={"*": "origin"}, **more)
 
 
-@pytest.fixture
-def held() -> Iterator[socket.socket]:
-    """A listening socket, as systemd holds it."""
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as made:
-        yield made
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    """Start daemons of one folder, one after the other."""
-    running: list[Daemon] = []
-
-    def begin(config: dict[str, object], **more: object) -> Daemon:
-        running.append(Daemon(tmp_path, config, **more))  # type: ignore[arg-type]
-        return running[-1].start()
-
-    yield begin
-    for daemon in running:
-        if daemon.child is not None and daemon.child.process.poll() is None:
-            daemon.stop()
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Callable[..., Awaitable[Visit]]]:
-    """Open connections that are closed at the end."""
-    visits: list[Visit] = []
-
-    async def visit(url: str, **more: int) -> Visit:
-        visits.append(await Visit.open(url, **more))
-        return visits[-1]
-
-    yield visit
-    for each in visits:
-        await each.leave()
-
-
 def url_of(held: socket.socket) -> str:
     return f"http://127.0.0.1:{held.getsockname()[1]}"
-
-
-class Manager:
-    """The other end of NOTIFY_SOCKET."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.settimeout(HANG)
-        self.heard: list[str] = []
-
-    def until(self, line: str) -> list[str]:
-        """Read datagrams until one holds this line; its lines."""
-        while True:
-            lines = self._socket.recv(4096).decode().split("\n")
-            self.heard.append("\n".join(lines))
-            if any(each.startswith(line) for each in lines):
-                return lines
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(tmp_path / "notify")
-    yield made
-    made.close()
 
 
 # What the supervisor hears
@@ -318,11 +251,6 @@ async def test_a_slow_reader_gets_all_of_an_answer_that_is_done(
 
 
 # Metrics
-
-
-def series(text: str, name: str) -> dict[str, float]:
-    """Labels, as written, to value."""
-    return {found[1] or "": float(found[2]) for found in re.finditer(rf"^{name}(?:{{([^}}]*)}})? (\S+)$", text, re.MULTILINE)}
 
 
 async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(

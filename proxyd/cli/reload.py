@@ -1,0 +1,63 @@
+"""`proxyd reload`: the running daemon takes the edited file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from proxyd.cli import Failed, config_path
+from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = """Apply the edited YAML to the running daemon: no connection is dropped, running streams finish as they began.
+
+Prints what changed live, and what waits for a restart. A file with a mistake changes nothing: every mistake is printed, and the
+exit code is 1. (The daemon also looks by itself for a changed file, unless `watch: false`.)"""
+EXAMPLES = """proxyd reload
+proxyd reload -c /etc/proxyd/config.yaml
+proxyd reload --ops 127.0.0.1:9464      # where the daemon listens, if ops.listen itself was edited
+proxyd reload --format json | jq '.waiting'"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Take an address and a format."""
+    parser.add_argument("--ops", metavar="ADDRESS", help="the daemon's ops port; default: ops.listen of the file")
+    add_format(parser, ("text", "json"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the daemon, and print what it says. Returns 1 if nothing was changed for a mistake."""
+    from proxyd.cli import ops  # noqa: PLC0415 - `proxyd --help` reads no YAML
+
+    path = config_path(args, os.environ)
+    reply = ops.call(args.ops or ops.address(path, os.environ), "POST", "/reload", key=os.environ.get("PROXYD_ADMIN_KEY"))
+    document = reply.document
+    if "ok" not in document:
+        raise Failed(reply.error)
+    if args.format == "json":
+        print(json.dumps(document, indent=2))
+    elif document["ok"]:
+        _good(document)
+    else:
+        for mistake in document["mistakes"]:
+            print(paint(plain(mistake), RED, sys.stdout))
+    if not document["ok"]:
+        count = len(document["mistakes"])
+        sys.stderr.write(f"proxyd: not reloaded ({count} mistake{'s' if count > 1 else ''}); the running configuration stays\n")
+    return 0 if document["ok"] else 1
+
+
+def _good(document: dict[str, Any]) -> None:
+    out = sys.stdout
+    for warning in document["warnings"]:
+        print(f"{paint('warning', YELLOW, out)}: {plain(warning)}")
+    for change in document["live"]:
+        print(f"{paint('live', GREEN, out)}: {plain(change['path'])} {change['what']}")
+    for change in document["waiting"]:
+        print(f"{paint('waits for a restart', YELLOW, out)}: {plain(change['path'])} {change['what']}")
+    if not document["live"] and not document["waiting"]:
+        print("nothing changed")
