@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LAST_CALL = 1.0
 """Seconds that who was let in before a handed-over socket was left has for the request that is on its way."""
+TURNS = 10
+"""Turns of the event loop until a connection that was accepted is one of the listener's: asyncio takes three."""
 LOOK = 0.02
 """Seconds between two looks whether all is done."""
 AFTER = 30.0
@@ -43,7 +45,10 @@ async def drain(runtime: Runtime, ports: Sequence[Port], notifier: Notifier, hur
     for port in ports:
         port.listener.close_idle()
     # "No new work" begins when the last one who got in has asked: a restart with a held socket turns nobody away.
-    await _until(lambda: not any(port.listener.expected for port in handed), runtime, hurry, min(LAST_CALL, limit))
+    if handed:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        await _until(lambda: not any(port.listener.expected for port in handed), runtime, hurry, min(LAST_CALL, limit))
     runtime.draining = True
     status = ""
     while not hurry.is_set() and _busy(runtime, ports) and runtime.clock.monotonic() < deadline:
