@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 HANDED = ("clients", "ops")
 """Names of the sockets that systemd may hand over."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CHECKPOINT_SECONDS = 1.0
 PRUNE_SECONDS = 300.0
 CUT_SECONDS = 0.5
@@ -129,6 +130,11 @@ class Daemon:
         await self._stopping.wait()
         await drain(self._runtime, self._ports[:1], self._notifier, self._hurry)
         await self._close()
+        # All is written: another signal has nothing to hurry, and must not make a good end look like a death.
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            if loop.remove_signal_handler(number):
+                signal.signal(number, signal.SIG_IGN)
 
     def stop(self) -> None:
         """Begin to drain; asked a second time, end at once."""
@@ -139,7 +145,7 @@ class Daemon:
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT stop the daemon, and SIGHUP reload it."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
 
