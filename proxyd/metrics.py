@@ -116,6 +116,7 @@ class Metrics:
         )
         self._replays = self._counter("proxyd_idempotent_replays_total", "Exchanges answered from an earlier one, or joined to it")
         self._limited = self._counter("proxyd_ratelimited_total", "Exchanges refused by a limit", "reason")
+        self._waits = self._gauge("proxyd_queue_waiting", "Exchanges that wait for a place on their route (models.x.queue)")
         self._warned = self._counter("proxyd_budget_warnings_total", "Budgets that passed their warn_at, once a period")
         self._left = self._counter("proxyd_client_disconnects_total", "Clients that left before the end of their answer", "phase")
         self._state = self._gauge(
@@ -249,6 +250,10 @@ class Metrics:
     def ratelimited(self, reason: str) -> None:
         """Count an exchange refused by a limit: one of LIMITS."""
         self._limited.labels(reason if reason in LIMITS else OTHER).inc()
+
+    def waiting(self, exchanges: int) -> None:
+        """Show how many wait in the queues of routes."""
+        self._waits.set(exchanges)
 
     def budget_warned(self) -> None:
         """Count a budget that has passed its `warn_at`; the log says whose."""

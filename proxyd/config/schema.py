@@ -192,6 +192,13 @@ class RouteLimits(Allowance, frozen=True):
     per_caller: Annotated[Allowance, _about("of each caller on this route")] = Allowance()
 
 
+class Queue(_Section, frozen=True):
+    """Waiting instead of being refused, where only `concurrency` is in the way; callers take turns."""
+
+    max: Annotated[int, _about("requests that wait at once; more are refused"), Meta(ge=1, le=100_000)] = 50
+    wait: Annotated[Seconds, _about("the longest wait", unit="duration")] = 20.0
+
+
 class Model(_Section, frozen=True):
     """A route: what a model name (or a pattern ending in `*`) means."""
 
@@ -209,6 +216,7 @@ class Model(_Section, frozen=True):
         Price | None, _about("what its tokens cost; none: as the list of the extra `prices` has it, if it knows the model")
     ] = None
     limits: Annotated[RouteLimits, _about("rpm, tpm and concurrency of all callers together, and of each")] = RouteLimits()
+    queue: Annotated[Queue | None, _about("wait for a place instead of being refused for concurrency")] = None
 
 
 class Budget(_Section, frozen=True, kw_only=True):

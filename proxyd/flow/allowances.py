@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
+from proxyd.flow.waiting import WaitingRoom
 from proxyd.model import TOKENS, State
 from proxyd.rules import price, ratelimit, reservation
 from proxyd.wire.prompt import estimate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxyd.clock import Clock
+    from proxyd.config.schema import Queue
     from proxyd.flow.budgets import Account, Budgets
     from proxyd.flow.exchange import Exchange
     from proxyd.model import Budget, LedgerRow, Limits
@@ -41,6 +43,15 @@ class Guess:
 
 
 NOTHING = Guess()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an exchange asks for, and from whom."""
+
+    limits: dict[str, Limits]
+    guess: Guess
+    account: Account | None
 
 
 @dataclass(slots=True)
@@ -77,6 +88,8 @@ class Allowances:
     refused: Callable[[str], None] = lambda _reason: None
     """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
+    _rooms: dict[str, WaitingRoom] = field(default_factory=dict)
+    """By route; only where somebody waits."""
     _means: dict[str, float] = field(default_factory=dict)
     """Tokens of one choice, by route."""
     _dearest: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -97,7 +110,13 @@ class Allowances:
         account = None
         if budget is not None and caller is not None:
             account = await self.budgets.account(caller, budget, ex.snapshot.zone)
-        self._take(ex, limits, guess, account)
+        wanted = Wanted(limits, guess, account)
+        refused = self._take(ex, wanted)
+        if refused is not None and refused.reason == "concurrency" and ex.model.queue is not None:
+            refused = await self._wait(ex, wanted, ex.model.queue, refused)
+        if refused is not None:
+            self.refused(refused.reason)
+            raise refusal(refused, limits[refused.scope], guess.prompt + guess.answer)
 
     def record(self, ex: Exchange, row: LedgerRow) -> None:
         """Note what an attempt has come to; its row is final."""
@@ -128,6 +147,13 @@ class Allowances:
             else:  # no upstream has heard of it
                 level = ratelimit.cancel(level, limits, held.tokens, held.granted_at, now)
             self._gauges[scope] = _Gauge(level, limits)
+        for room in list(self._rooms.values()):
+            room.call()
+
+    @property
+    def waiting(self) -> int:
+        """Exchanges that wait for a place."""
+        return sum(room.size for room in self._rooms.values())
 
     def headers(self, ex: Exchange) -> list[tuple[bytes, bytes]]:
         """Tell what is left, by the tightest limit of each dimension; nothing where nothing is limited."""
@@ -155,24 +181,37 @@ class Allowances:
         gauge = self._gauges.get(scope)
         return ratelimit.FRESH if gauge is None else gauge.level
 
-    def _take(self, ex: Exchange, limits: dict[str, Limits], guess: Guess, account: Account | None) -> None:
-        """Decide, and keep what was decided."""
+    def _take(self, ex: Exchange, wanted: Wanted) -> ratelimit.Refused | None:
+        """Decide, and keep what was decided. Raises ProxyError insufficient_quota."""
         now = self.clock.monotonic()
-        tokens = guess.prompt + guess.answer
-        verdict = ratelimit.request({scope: self._level(scope) for scope in limits}, limits, tokens, now)
+        tokens = wanted.guess.prompt + wanted.guess.answer
+        verdict = ratelimit.request({scope: self._level(scope) for scope in wanted.limits}, wanted.limits, tokens, now)
         if isinstance(verdict, ratelimit.Refused):
-            self.refused(verdict.reason)
-            raise refusal(verdict, limits[verdict.scope], tokens)
-        money = 0
+            return verdict
+        held, account = 0, wanted.account
         if account is not None:
             try:
-                money = self.budgets.reserve(account, self._worth(ex, guess, account.budget), guessed=guess.open)
+                held = self.budgets.reserve(account, self._worth(ex, wanted.guess, account.budget), guessed=wanted.guess.open)
             except ProxyError:
                 self.refused("budget")
                 raise
         for scope, level in verdict.levels.items():
-            self._gauges[scope] = _Gauge(level, limits[scope])
-        ex.reservation = Reservation(limits, tokens, now, account, money)
+            self._gauges[scope] = _Gauge(level, wanted.limits[scope])
+        ex.reservation = Reservation(wanted.limits, tokens, now, account, held)
+        return None
+
+    async def _wait(self, ex: Exchange, wanted: Wanted, queue: Queue, refused: ratelimit.Refused) -> ratelimit.Refused | None:
+        """Wait for a place, in turn with the other callers; None when it came."""
+        room = self._rooms.setdefault(ex.label, WaitingRoom())
+        if room.size >= queue.max or ex.caller is None:
+            return refused
+        try:
+            return await room.wait(ex.caller.name, lambda: self._take(ex, wanted), queue.wait)
+        except TimeoutError:
+            return refused
+        finally:
+            if not room.size:
+                self._rooms.pop(ex.label, None)
 
     async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> Guess:
         """Prompt and answer: the answer as it is bounded, else as answers of this route are."""

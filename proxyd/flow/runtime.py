@@ -168,6 +168,7 @@ class Runtime:
     def measure(self) -> None:
         """Bring those metrics up to date that are not told of each change."""
         self.metrics.ledger_queue(self.ledger.backlog)
+        self.metrics.waiting(self.allowances.waiting)
         for name, facts in self.upstream_states().items():
             self.metrics.upstream_state(name, str(facts["state"]))
         for gauge in self.gauges:

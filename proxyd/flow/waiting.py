@@ -1,0 +1,79 @@
+"""Where exchanges wait for a place on a route: callers take turns, and each caller's own come in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxyd.rules.ratelimit import Refused
+
+    Attempt = Callable[[], Refused | None]
+    """Takes a place if there is one: None. Raises ProxyError where there is another reason why not."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    attempt: Attempt
+    answer: asyncio.Future[Refused | None]
+
+
+@dataclass(slots=True)
+class WaitingRoom:
+    """One route's. `call` whenever a place may have become free."""
+
+    size: int = 0
+    _lines: OrderedDict[str, deque[_Waiter]] = field(default_factory=OrderedDict)
+
+    async def wait(self, caller: str, attempt: Attempt, seconds: float) -> Refused | None:
+        """Wait for a turn, at most so long; None when it came. Raises TimeoutError, and what the attempt raises."""
+        waiter = _Waiter(attempt, asyncio.get_running_loop().create_future())
+        self._lines.setdefault(caller, deque()).append(waiter)
+        self.size += 1
+        try:
+            async with asyncio.timeout(seconds):
+                return await waiter.answer
+        except TimeoutError:
+            if waiter.answer.done() and not waiter.answer.cancelled():
+                return waiter.answer.result()  # the turn came in the last moment
+            raise
+        finally:
+            self._remove(caller, waiter)
+
+    def call(self) -> None:
+        """Let in who can go: one of each caller in turn, until nobody can."""
+        blocked = 0
+        while blocked < len(self._lines):
+            caller, line = next(iter(self._lines.items()))
+            self._lines.move_to_end(caller)
+            waiter = line[0]
+            if waiter.answer.done():  # its client has left just now
+                self._remove(caller, waiter)
+                blocked = 0
+                continue
+            try:
+                refused = waiter.attempt()
+            except ProxyError as error:
+                waiter.answer.set_exception(error)
+            else:
+                if refused is not None and refused.reason == "concurrency":
+                    blocked += 1
+                    continue
+                waiter.answer.set_result(refused)
+            self._remove(caller, waiter)
+            blocked = 0
+
+    def _remove(self, caller: str, waiter: _Waiter) -> None:
+        line = self._lines.get(caller)
+        if line is None or waiter not in line:
+            return
+        line.remove(waiter)
+        self.size -= 1
+        if not line:
+            del self._lines[caller]
