@@ -64,6 +64,7 @@ TABLE: dict[str, Verdict] = {
     "client_gone": Verdict(499, "invalid_request_error", _C, False),
     # the upstream
     "upstream_connect": Verdict(502, "upstream_error", _U, True),
+    "upstream_connect_timeout": Verdict(504, "upstream_error", _U, True),
     "upstream_dns": Verdict(502, "upstream_error", _U, True),
     "upstream_tls": Verdict(502, "upstream_error", _U, True),
     "upstream_stale": Verdict(502, "upstream_error", _U, True),

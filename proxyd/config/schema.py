@@ -302,6 +302,7 @@ class Limits(_Section, frozen=True):
     connections_per_address: Annotated[int, _about("client connections at once from one address; more are closed"), Meta(ge=1)] = 4096
     body_timeout: Annotated[Seconds, _about("time to send a whole request body", unit="duration")] = 60.0
     header_timeout: Annotated[Seconds, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
+    write_timeout: Annotated[Seconds, _about("how long a client may leave unread what it was sent", unit="duration")] = 60.0
 
 
 class OnBroken(enum.StrEnum):

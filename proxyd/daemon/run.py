@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,9 @@ class Daemon:
 
 def run(main: Callable[[], object], environ: Mapping[str, str]) -> None:
     """Run a coroutine function on uvloop where the extra `fast` is installed (PROXYD_LOOP=asyncio switches it off)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # 1024 is the usual soft limit, for the sake of select(2), which nothing here uses
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     factory = None
     if environ.get("PROXYD_LOOP", "") != "asyncio":
         with contextlib.suppress(ImportError):

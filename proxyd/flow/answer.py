@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxyd.model import Format, Source, Usage
 from proxyd.wire import headers
-from proxyd.wire.meter import Meter, format_of
+from proxyd.wire.meter import Limits, Meter, format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from proxyd.upstream.connection import Call
 
 _CODING = re.compile(r"[A-Za-z0-9-]{1,20}(?:, ?[A-Za-z0-9-]{1,20}){0,3}")
+READY_LIMIT = 256 * 1024
+"""Bytes that wait for an answer's first event. An upstream that says so much before it has to be told to a client, who can be
+slow, or be given up."""
+REFUSAL_LIMIT = 256 * 1024
+"""Bytes of an upstream's error answer that are read; the rest says nothing new."""
 END_GRACE = 0.1
 """Seconds that an upstream has, after its terminal event, to end the HTTP message too. (The Python SDK waits as long.)"""
 
@@ -43,6 +48,7 @@ class Answer:
         self.headers = headers.Fields(())
         self.meter: Meter | None = None
         self.ready: list[bytes] = []
+        self._ready_size = 0
         self.push: Callable[[bytes], None] | None = None
         self.over = False
         self.failure: ProxyError | None = None
@@ -74,7 +80,8 @@ class Answer:
         else:
             if out:
                 self.ready.append(out)
-            if self._waiter is not None and meter.begun:
+                self._ready_size += len(out)
+            if self._waiter is not None and (meter.begun or self._ready_size > READY_LIMIT):
                 self._wake()
         if self.first_at is None and meter.begun:
             self.first_at = now
@@ -101,7 +108,10 @@ class Answer:
         """A meter that fits the answer; SDKs read a stream by its bytes, whatever its label says, so its first bytes count too."""
         form = format_of(self.header(b"content-type"), streamed=self._streamed and self.status < 400, head=data)
         coding = self.header(b"content-encoding") or "identity"
-        return Meter(form, status=self.status, content_encoding=coding, strip_usage=self._strip_usage, endpoint=self._endpoint)
+        limits = Limits() if self.status < 400 else Limits(body=REFUSAL_LIMIT)
+        return Meter(
+            form, status=self.status, content_encoding=coding, strip_usage=self._strip_usage, endpoint=self._endpoint, limits=limits
+        )
 
     def _expire(self) -> None:
         """The terminal event has come, the end of the message has not: do not make the client wait for it."""
@@ -126,12 +136,12 @@ class Answer:
             await self._wait()
 
     async def begun(self, patience: float | None) -> None:
-        """Wait for the first event (or, for a body of JSON, the first byte), or for the end; at most so long for an event.
+        """Wait for the first event (or, for a body of JSON, the first byte), for the end, or for more than can wait; at most so long.
 
         A stream whose head has come is not made to wait longer: its client is told of the head then, and kept alive by comments.
         """
         timer = None if patience is None else asyncio.get_running_loop().call_later(patience, self._wake)
-        while not self.over and not (self.meter is not None and self.meter.begun):
+        while not self.over and not (self.meter is not None and self.meter.begun) and self._ready_size <= READY_LIMIT:
             await self._wait()
             if timer is not None and self.may_stream and self.clock.monotonic() >= timer.when():
                 break

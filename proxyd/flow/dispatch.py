@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from proxyd.errors import Blame, ProxyError
-from proxyd.flow.answer import Answer
+from proxyd.flow.answer import REFUSAL_LIMIT, Answer
 from proxyd.flow.settle import settle_attempt
 from proxyd.model import LedgerRow
 from proxyd.rules import retry, routes
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.rules.routes import Target
-
-REFUSAL_LIMIT = 256 * 1024
-"""Bytes of an upstream's error answer that are read; the rest says nothing new."""
 
 
 async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
@@ -146,6 +143,8 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
             raise in_band(answer.meter.last_error, secret)
         if answer.failure is not None and not answer.ready:
             raise answer.failure
+        if answer.over and not answer.ready and answer.meter is not None and not answer.meter.begun:
+            raise ProxyError("upstream_incomplete", "The upstream's answer is empty.")
         return answer
     if 300 <= answer.status < 400:
         raise ProxyError("upstream_bad_response", "The upstream answered with a redirect, which proxyd does not follow.")
@@ -158,7 +157,16 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
 
 async def _refusal_body(answer: Answer) -> bytes:
     """The upstream's error document, as far as it comes in time."""
-    answer.push = answer.ready.append
+    size = sum(map(len, answer.ready))
+
+    def take(data: bytes) -> None:
+        nonlocal size
+        size += len(data)
+        answer.ready.append(data)
+        if size > REFUSAL_LIMIT:
+            answer.fail(ProxyError("upstream_bad_response", "The upstream's error answer has no end."))
+
+    answer.push = take
     try:
         async with asyncio.timeout(5.0):
             await answer.ended()

@@ -28,7 +28,7 @@ LONGEST_WAIT = 10.0
 SPREAD = 0.1
 """Share of a `Retry-After` by which it is lengthened at most, so that those told the same time do not come back as one."""
 
-_CONNECT = frozenset({"upstream_connect", "upstream_dns", "upstream_tls"})
+_CONNECT = frozenset({"upstream_connect", "upstream_connect_timeout", "upstream_dns", "upstream_tls"})
 _STALE = "upstream_stale"
 _DEAD = _CONNECT | {_STALE, "upstream_cut"}
 

@@ -151,6 +151,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._fail(_bad("the response head or trailers are too large"))
             elif self._complete:
                 self._finish()
+            elif nbytes == len(self._buffer) and not self._paused:
+                # There is more where this came from, and libuv would take up to 32 such helpings in a row: others first.
+                cast("asyncio.Transport", self._transport).pause_reading()
+                asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Let the transport close itself; `connection_lost` follows."""
@@ -194,6 +202,8 @@ class Connection(asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         """Pass the head on, unless it is an interim one."""
         parser = cast("httptools.HttpResponseParser", self._parser)
+        if parser.get_http_version() not in {"1.1", "1.0"}:
+            raise _bad("it is not HTTP/1.1")
         status = parser.get_status_code()
         if 100 <= status < 200:
             self._informational += 1

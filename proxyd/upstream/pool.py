@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
@@ -18,7 +19,7 @@ from proxyd.errors import ProxyError
 from proxyd.upstream.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Upstream
@@ -31,6 +32,9 @@ READ_BYTES = 64 * 1024
 """Most bytes taken from a socket at once; with the client's write buffer this bounds what one stream holds."""
 EYEBALLS_SECONDS = 0.25
 """RFC 8305's recommended delay before the next address is tried beside the first."""
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""What a socket fails with when this machine has no more of something: no fault of any upstream."""
 
 AddrInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -53,12 +57,14 @@ class Pool:
         self._members: set[Connection] = set()
         self._connecting = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lookup: asyncio.Future[Sequence[AddrInfo]] | None = None
         self.closed = False
 
     async def call(self, head: bytes, body: bytes, sink: Sink, timeout: float | None, *, fresh: bool = False) -> Call:  # noqa: ASYNC109
         """Send a request on a pooled connection, or on a new one (always, if `fresh`), within `timeout` seconds.
 
-        Raises ProxyError: upstream_dns, upstream_connect or upstream_tls, when nothing was sent.
+        Raises ProxyError: upstream_dns, upstream_connect, upstream_connect_timeout or upstream_tls, and overloaded; nothing was
+        sent then.
         """
         connection = None if fresh else self._take()
         if connection is None:
@@ -66,7 +72,7 @@ class Pool:
                 async with asyncio.timeout(timeout):
                     connection = await self._connect()
             except TimeoutError:
-                raise ProxyError("upstream_connect", "The upstream could not be connected to in time.") from None
+                raise ProxyError("upstream_connect_timeout", "The upstream could not be connected to in time.") from None
         connection.send(head, body, sink)
         return connection
 
@@ -135,10 +141,23 @@ class Pool:
             self._wake()
         return connection
 
-    @property
-    def address(self) -> Sequence[AddrInfo] | None:
-        """The host's address where it is written as one, so that no resolver is asked."""
-        return self._address
+    async def resolved(self) -> Sequence[AddrInfo]:
+        """Find the host's addresses; those who ask at the same time share one look-up.
+
+        A resolver that does not answer holds one thread of the few that there are, not one for each request. Raises OSError.
+        """
+        if self._address is not None:  # written as an address: no resolver is asked
+            return self._address
+        if self._lookup is None:
+            asking: Coroutine[Any, Any, Any] = asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            self._lookup = asyncio.ensure_future(asking)
+            self._lookup.add_done_callback(self._looked_up)
+        return await asyncio.shield(self._lookup)
+
+    def _looked_up(self, lookup: asyncio.Future[Sequence[AddrInfo]]) -> None:
+        self._lookup = None
+        if not lookup.cancelled():
+            lookup.exception()  # whoever waited was told; perhaps nobody waits any more
 
     @property
     def context(self) -> ssl.SSLContext | None:
@@ -150,12 +169,14 @@ async def _dial(pool: Pool, protocol: Callable[[], Connection]) -> Connection:
     """Resolve, connect and shake hands. Foreign errors become ours here and nowhere else."""
     loop = asyncio.get_running_loop()
     try:
-        infos = pool.address or await loop.getaddrinfo(pool.host, pool.port, type=socket.SOCK_STREAM)
+        infos = await pool.resolved()
     except OSError as error:
         raise ProxyError("upstream_dns", "The upstream's host name could not be resolved.") from error
     try:
         sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=EYEBALLS_SECONDS if len(infos) > 1 else None)
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise ProxyError("overloaded", "proxyd has no socket left for the upstream.", retry_after=1) from error
         raise ProxyError("upstream_connect", "The upstream could not be connected to.") from error
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

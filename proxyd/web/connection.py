@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import resource
+import socket
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from proxyd.config.schema import Limits
 
 log = logging.getLogger(__name__)
+
+RESERVED_FILES = 64
+"""Descriptors that clients may not use up: the database, look-ups, vocabularies, the listeners themselves."""
+LOG_SECONDS = 1.0
+"""Between two lines that say that connections are refused: a flood of them must not become a flood of log."""
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b"
+)
 
 
 class Steered(Protocol):
@@ -46,6 +57,16 @@ class Sent:
         """Nothing: the body is out."""
 
 
+class _Refused(asyncio.Protocol):
+    """Of a connection that is turned away: nothing of it is read."""
+
+
+def room() -> int:
+    """How many clients there may be: each takes a descriptor here, and another one at its upstream. prlimit(1) may change it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else max(8, (soft - RESERVED_FILES) // 2)
+
+
 class ClientConnection(web.RequestHandler):
     """One connection from a client."""
 
@@ -71,22 +92,33 @@ class ClientConnection(web.RequestHandler):
         return self._current_request is not None or (self._wire is not None and self._wire.get_write_buffer_size() > 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection against its address; close it at once beyond the cap."""
-        peer = transport.get_extra_info("peername")
+        """Count the connection against its address and against our descriptors; close it at once beyond either bound."""
+        wire = cast("asyncio.Transport", transport)
+        peer = wire.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        if address and self.listener.per_address[address] >= self.listener.limits().connections_per_address:
-            log.warning("connection refused: too many from one address", extra={"address": address})
-            transport.abort()  # type: ignore[attr-defined]  # a stream transport
+        listener, limits = self.listener, self.listener.limits()
+        if address and listener.per_address[address] >= limits.connections_per_address:
+            listener.refuse(wire, "too many connections from one address", address)
             return
-        self._address = address
-        self._wire = cast("asyncio.Transport", transport)
-        self.listener.per_address[address] += 1
-        super().connection_made(transport)
+        if listener.connected >= room():
+            # Here, not by accept: without a descriptor left accept spins (cpython#151615), and running answers starve.
+            listener.refuse(wire, "too few descriptors for more clients: raise LimitNOFILE", address)
+            return
+        self._address, self._wire = address, wire
+        listener.per_address[address] += 1
+        listener.connected += 1
+        sock = wire.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            # tcp(7): ends a connection whose peer has taken nothing for so long, its window closed or itself gone. The kernel
+            # counts bytes, so a slow reader is not cut, and a silent one holds nothing of ours for ever.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.write_timeout * 1000))
+        super().connection_made(wire)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the address its place back; the running handler is cancelled."""
         if self._address is not None:
             counts = self.listener.per_address
+            self.listener.connected -= 1
             counts[self._address] -= 1
             if not counts[self._address]:
                 del counts[self._address]
@@ -158,6 +190,8 @@ class Listener(web.Server):
         """As they are now; a reload changes them."""
         self._second, self._date = 0, b""
         self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
+        self.connected = 0
+        self._complained = 0.0
         # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
         self._settings: dict[str, Any] = {
@@ -189,6 +223,17 @@ class Listener(web.Server):
     def __call__(self) -> ClientConnection:
         """Make the protocol of one connection."""
         return ClientConnection(self, loop=asyncio.get_running_loop(), keepalive_timeout=self.limits().header_timeout, **self._settings)
+
+    def refuse(self, transport: asyncio.Transport, why: str, address: str) -> None:
+        """Turn a connection away, saying so as far as the kernel still takes it."""
+        now = asyncio.get_running_loop().time()
+        if now - self._complained >= LOG_SECONDS:
+            self._complained = now
+            log.warning("connections refused: %s", why, extra={"address": address})
+        transport.set_protocol(_Refused())
+        document = ProxyError("overloaded", "proxyd has as many connections as it may.").document()
+        transport.write(_FULL % (len(document), document))
+        transport.close()
 
     def close_idle(self) -> None:
         """Close kept connections that are between two requests; new ones may still say what they want."""

@@ -32,10 +32,10 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rigged(folder: Path, config: Callable[[Origin], dict[str, object]]) -> Iterator[Rig]:
+def rigged(folder: Path, config: Callable[[Origin], dict[str, object]], environ: dict[str, str] | None = None) -> Iterator[Rig]:
     """Run a daemon with the settings that `config` makes for an origin; both must end well."""
     origin = Origin()
-    daemon = Daemon(folder, settings(**config(origin)))
+    daemon = Daemon(folder, settings(**config(origin)), environ)
     try:
         yield Rig(daemon.start(), origin)
         daemon.stop()
