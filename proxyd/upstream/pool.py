@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import socket
 import ssl
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,7 +21,7 @@ from proxyd.errors import ProxyError
 from proxyd.upstream.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Upstream
@@ -58,6 +60,7 @@ class Pool:
         self._connecting = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lookup: asyncio.Future[Sequence[AddrInfo]] | None = None
+        self._resolver: ThreadPoolExecutor | None = None
         self.closed = False
 
     async def call(self, head: bytes, body: bytes, sink: Sink, timeout: float | None, *, fresh: bool = False) -> Call:  # noqa: ASYNC109
@@ -81,6 +84,8 @@ class Pool:
         self.closed = True
         while self._idle:
             self._idle.pop().discard()
+        if self._resolver is not None:
+            self._resolver.shutdown(wait=False, cancel_futures=True)
 
     # Taking and giving back.
 
@@ -142,16 +147,19 @@ class Pool:
         return connection
 
     async def resolved(self) -> Sequence[AddrInfo]:
-        """Find the host's addresses; those who ask at the same time share one look-up.
+        """Find the host's addresses; those who ask at the same time share one look-up. Raises OSError.
 
-        A resolver that does not answer holds one thread of the few that there are, not one for each request. Raises OSError.
+        In a thread of its own: a resolver that does not answer holds up neither other upstreams nor the counting of tokens.
         """
         if self._address is not None:  # written as an address: no resolver is asked
             return self._address
         if self._lookup is None:
-            asking: Coroutine[Any, Any, Any] = asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-            self._lookup = asyncio.ensure_future(asking)
-            self._lookup.add_done_callback(self._looked_up)
+            if self._resolver is None:
+                self._resolver = ThreadPoolExecutor(1, f"resolver of {self.host}")
+            ask = functools.partial(socket.getaddrinfo, self.host, self.port, type=socket.SOCK_STREAM)
+            lookup: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(self._resolver, ask)
+            self._lookup = lookup
+            lookup.add_done_callback(self._looked_up)
         return await asyncio.shield(self._lookup)
 
     def _looked_up(self, lookup: asyncio.Future[Sequence[AddrInfo]]) -> None:
