@@ -86,6 +86,7 @@ class Pool:
             self._idle.pop().discard()
         if self._resolver is not None:
             self._resolver.shutdown(wait=False, cancel_futures=True)
+            self._resolver = None
 
     # Taking and giving back.
 
