@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RETRY_WORDS = ("connect", "timeout")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
 _VISIBLE = re.compile("[\x21-\x7e]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,30}://(?:[a-z0-9_.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _KNOWS_ITS_URL = (Kind.OLLAMA, Kind.HUGGINGFACE, Kind.ECHO)
 _ENDPOINTS = ("/chat/completions", "/completions", "/embeddings", "/models")
 
@@ -281,6 +282,25 @@ def _listeners(draft: Draft) -> None:
             draft.mistake(path, "'ops.listen' and 'listen' are the same address; the operator's port is another one, or off")
 
 
+def _cors(draft: Draft) -> None:
+    """An origin is compared to the letter with what browsers send (RFC 6454, 6.1): no path, no default port, lower case."""
+    cors = draft.values["cors"]
+    if cors is None:
+        return
+    if not cors.origins and ("cors", "origins") not in draft.kept:
+        draft.mistake(("cors",), "'cors' names no origin; write origins: [https://example.com], or remove it")
+    for at, origin in draft.items(("cors", "origins"), cors.origins):
+        if origin == "*":
+            if cors.credentials:
+                draft.mistake(at, "every page with credentials would be every page in the name of whoever visits it; name the origins")
+            elif len(cors.origins) > 1:
+                draft.mistake(at, "'*' says all; remove the others, or remove it")
+        elif not _ORIGIN.fullmatch(origin) or re.fullmatch("http://.*:80|https://.*:443", origin):
+            draft.mistake(
+                at, f"{draft.written(at)} is not an origin; write https://example.com: lower case, no slash at the end, no default port"
+            )
+
+
 def _storage(draft: Draft) -> None:
     path: Path = ("storage", "url")
     scheme, colon, rest = draft.values["storage"].url.partition(":")
@@ -292,4 +312,4 @@ def _storage(draft: Draft) -> None:
         draft.mistake(path, "'url' must name a file on a disk, and nothing else: no options, no memory")
 
 
-_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, check_issuers, _timezone, _listeners, _storage)
+_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, check_issuers, _timezone, _listeners, _cors, _storage)

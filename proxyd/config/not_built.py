@@ -4,7 +4,6 @@ NOT_BUILT = frozenset(
     {
         "analytics",
         "auth.keys.*.delivery",
-        "cors",
         "delivery",
         "models.*.cache",
         "models.*.delivery",

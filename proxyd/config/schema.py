@@ -263,6 +263,13 @@ class Auth(_Section, frozen=True):
     keys: Annotated[tuple[Key, ...], _about("static keys")] = ()
 
 
+class Cors(_Section, frozen=True):
+    """Web pages that may call from a browser."""
+
+    origins: Annotated[tuple[str, ...], _about("exact origins, as in https://example.com; * for every page, without credentials")] = ()
+    credentials: Annotated[bool, _about("whether pages may send cookies and other credentials of the browser's own")] = False
+
+
 class Ops(_Section, frozen=True):
     """The operator's port."""
 
@@ -340,5 +347,6 @@ class Config(_Section, frozen=True):
     resume: Annotated[Resume, _about("streams that outlive their client")] = Resume()
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
     timezone: Annotated[str, _about("where the days and months of budgets begin, as in Europe/Berlin")] = "UTC"
+    cors: Annotated[Cors | None, _about("web pages that may call from a browser; none: only pages of proxyd's own origin")] = None
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()
     watch: Annotated[bool, _about("reload when this file, the .env beside it, or a file that it points at changes")] = True

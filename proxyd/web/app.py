@@ -14,6 +14,7 @@ from proxyd.errors import ProxyError
 from proxyd.flow import handler
 from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
+from proxyd.rules import cors
 from proxyd.web import openapi, streams
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import WRITE, Protobuf, write_models
@@ -125,6 +126,9 @@ ENDPOINTS: tuple[Row, ...] = (
 class App:
     """Serves the clients' port."""
 
+    shares = True
+    """Web pages may be let in, where the file says so."""
+
     def __init__(self, runtime: Runtime, endpoints: tuple[Row, ...] = ENDPOINTS) -> None:
         self._runtime = runtime
         self._exact = {(row.method, row.path): row for row in endpoints if not row.path.endswith("/")}
@@ -142,6 +146,11 @@ class App:
             down.last()
         try:
             self.check(request)
+            if self.shares and (config := self._runtime.snapshot.config.cors) is not None:
+                down.shared = cors.shared(config, request.headers.get("Origin"))
+                if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+                    self._preflight(request, down)
+                    return down.sent()
             row, argument = self._find("GET" if request.method == "HEAD" else request.method, request.rel_url.raw_path)
             self._agree(row, request, down)
             if isinstance(row.serve, Endpoint):
@@ -157,6 +166,17 @@ class App:
         if self._runtime.stopping:
             down.last()
         return down.sent()
+
+    def _preflight(self, request: web.BaseRequest, down: Downstream) -> None:
+        """Tell a browser what its page may ask; no key comes with this question. Nothing is told to other pages."""
+        headers: cors.Headers = []
+        if any(name == b"Access-Control-Allow-Origin" for name, _ in down.shared):
+            path = request.rel_url.raw_path
+            headers = cors.preflight(self._methods(path), request.headers.get("Access-Control-Request-Headers"))
+        down.reply(204, headers, b"")
+
+    def _methods(self, path: str) -> list[str]:
+        return [row.method for row in self._rows if path == row.path or (row.path.endswith("/") and path.startswith(row.path))]
 
     def _agree(self, row: Row, request: web.BaseRequest, down: Downstream) -> None:
         """Agree on the forms of request and answer. Raises ProxyError unsupported_media_type, not_acceptable."""
@@ -183,7 +203,7 @@ class App:
         for row in self._below:
             if path.startswith(row.path) and len(path) > len(row.path) and method == row.method:
                 return row, unquote(path[len(row.path) :])
-        allowed = [row.method for row in self._rows if path == row.path or (row.path.endswith("/") and path.startswith(row.path))]
+        allowed = self._methods(path)
         if allowed:
             raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
         raise ProxyError("not_found", "There is nothing at this path. proxyd's endpoints begin with /v1/.")

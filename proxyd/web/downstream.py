@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 
 from proxyd.errors import ProxyError
+from proxyd.rules.cors import merged
 from proxyd.web.connection import ClientConnection, Sent
 from proxyd.wire import wishes
 from proxyd.wire.coding import decoder
@@ -51,6 +52,8 @@ class Downstream:
         self.query = request.rel_url.query
         self.notes: Callable[[], Headers] = tuple
         """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
+        self.shared: list[tuple[bytes, bytes]] = []
+        """Which web page may read the answer, whatever it comes to."""
         # What was negotiated
         self.forms = Forms()
         self.encoder: Encoder | None = None
@@ -236,7 +239,8 @@ class Downstream:
             self.encoder.stop()
 
     def _say(self, status: int, headers: Headers, body: bytes) -> None:
-        head = self._head(status, headers, [(b"Content-Length", b"%d" % len(body))])
+        framing = [(b"Content-Length", b"%d" % len(body))] if status != 204 else []  # RFC 9110 8.6
+        head = self._head(status, headers, framing)
         self.committed = True
         payload = b"" if self.method == "HEAD" else body
         self.bytes_out += len(payload)
@@ -270,7 +274,7 @@ class Downstream:
         if self.encoder is None or not self.encoder.lean:
             lines.append(b"X-Request-Id: " + self.request_id.encode())
             lines += [b"%b: %b" % header for header in self.notes()]
-        lines += [b"%b: %b" % header for header in headers]
+        lines += [b"%b: %b" % header for header in (merged(headers, self.shared) if self.shared else headers)]
         lines += [b"%b: %b" % header for header in framing]
         if not self._keep_alive:
             lines.append(b"Connection: close")

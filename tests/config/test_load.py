@@ -85,7 +85,7 @@ MISTAKES = [
     (BASE + "streems: {}\n", ["7:1: unknown key 'streems'; did you mean 'streams'?"]),
     (BASE.replace("{kind: ollama}", "{kind: ollama, timout: 30s}"), ["2:26: unknown key 'timout'; did you mean 'timeouts'?"]),
     (BASE + "xyzzy: 1\n", ["7:1: unknown key 'xyzzy'"]),
-    (BASE + "cors: {origins: []}\n", ["7:1: 'cors' is not built yet in this version; remove it"]),
+    (BASE + "shared: {url: x}\n", ["7:1: 'shared' is not built yet in this version; remove it"]),
     (BASE + "  x: {upstream: ollama, cache: {ttl: 1m}}\n", ["7:25: 'cache' is not built yet in this version; remove it"]),
     (
         BASE + "  x: {upstream: ollama, price: {input: 0.1234567891, output: -1, currency: usd}}\n",
@@ -212,6 +212,21 @@ MISTAKES = [
         BASE + "ops: {listen: localhost:8080}\n",
         ["7:15: 'ops.listen' and 'listen' are the same address; the operator's port is another one, or off"],
     ),
+    (
+        BASE + "cors: {origins: [https://a.example.com/, 'HTTPS://a', https://a:443, https://a, chrome-extension://abc, 'null', '*']}\n",
+        [
+            *(
+                f"7:{column}: {written} is not an origin; write https://example.com: lower case, no slash at the end, no default port"
+                for column, written in ((18, "'https://a.example.com/'"), (42, "'HTTPS://a'"), (55, "'https://a:443'"), (105, "'null'"))
+            ),
+            "7:113: '*' says all; remove the others, or remove it",
+        ],
+    ),
+    (
+        BASE + "cors: {origins: ['*'], credentials: true}\n",
+        ["7:18: every page with credentials would be every page in the name of whoever visits it; name the origins"],
+    ),
+    (BASE + "cors: {}\n", ["7:7: 'cors' names no origin; write origins: [https://example.com], or remove it"]),
     (BASE + "auth: {keys: [{name: a, key: k}, {name: a, key: l}]}\n", ["7:41: the name 'a' is there twice"]),
     (BASE + "auth: {keys: [{name: a, key: k}, {name: b, key: k}]}\n", ["7:49: the key is the same as that of 'a'"]),
     (BASE + "auth: {keys: [{name: a, key: 'k y'}]}\n", ["7:30: 'key' cannot go into a header: only visible ASCII characters can"]),
@@ -237,7 +252,7 @@ def test_a_mistake_is_told_at_its_place(text, expected):
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file():
-    found = mistakes(BASE.replace("kind: ollama", "kind: olama") + "  x: opnai\n  x: openai\nlisten: 1\ncors: {}\naliases: {a: zzz}\n")
+    found = mistakes(BASE.replace("kind: ollama", "kind: olama") + "  x: opnai\n  x: openai\nlisten: 1\nshared: {}\naliases: {a: zzz}\n")
     assert [line.split(":")[0] for line in found] == ["2", "7", "8", "9", "10", "11"]
 
 

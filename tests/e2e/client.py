@@ -100,7 +100,7 @@ class Visit:
         headers = {name.lower(): value.strip() for name, value in pairs}
         assert len(headers) == len(pairs), f"a header came twice: {raw!r}"
         self.answer = Answer(int(code), headers)
-        self._left = int(headers["content-length"]) if "content-length" in headers else None
+        self._left = int(headers["content-length"]) if "content-length" in headers else 0 if code == "204" else None
         if self._left is not None:
             assert "transfer-encoding" not in headers
         return self.answer
