@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 KEY = "tester-key-0123456789abcdef"
 START = 30.0
 """Seconds that a start may take before a test gives up: a guard, not a target."""
-_LISTENING = re.compile(r"listening on (http://\S+)")
+_LISTENING = re.compile(r"listening on (https?://\S+)")
 _OPS = re.compile(r"ops on (http://\S+)")
 # Whatever a sound process never prints: each one is a bug that a green test would hide.
 _ILL = ("Traceback (most recent call last)", "was never awaited", "exception was never retrieved", "Task was destroyed", "ResourceWarning")

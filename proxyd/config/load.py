@@ -97,7 +97,9 @@ def examine_file(path: Path, environ: Mapping[str, str], *, lenient: bool = Fals
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:
         raise ConfigError(mistakes)
-    return replace(loaded, files=tuple(files))
+    tls = loaded.config.tls
+    certificate = () if tls is None else (path.parent / tls.cert, path.parent / tls.key)
+    return replace(loaded, files=(*files, *certificate))
 
 
 def _text(path: Path, most: int) -> str:

@@ -332,12 +332,22 @@ class Resume(_Section, frozen=True):
     tape: Annotated[Bytes, _about("bytes of one answer that are kept to be sent again", unit="size")] = 4 * 1024 * 1024
 
 
+class Tls(_Section, frozen=True):
+    """A certificate for the clients' port."""
+
+    cert: Annotated[str, _about("the certificate and its chain, a PEM file; relative to this one"), Meta(min_length=1)]
+    key: Annotated[str, _about("its private key, a PEM file without a password"), Meta(min_length=1)]
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
     upstreams: Annotated[dict[str, Upstream], _about("providers, by name")]
     models: Annotated[dict[str, Model], _about("the route table: a model name or pattern → upstream")]
     listen: Annotated[str, _about("the clients' port: host:port, [v6]:port or unix:/path", boot=True)] = "127.0.0.1:8080"
+    tls: Annotated[
+        Tls | None, _about("HTTPS on the clients' port; new certificates are taken live, turning it on or off is not", boot=True)
+    ] = None
     ops: Annotated[Ops, _about("the operator's port")] = Ops()
     environment: Annotated[Environment, _about("development, test, staging or production", boot=True)] = Environment.DEVELOPMENT
     storage: Annotated[Storage, _about("the database")] = Storage()

@@ -8,9 +8,13 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from proxyd.daemon.tls import HANDSHAKE_SECONDS
 
 if TYPE_CHECKING:
+    import ssl
+
     from proxyd.web.connection import Listener
 
 BACKLOG = 128
@@ -39,23 +43,25 @@ class Port:
                 self.file.unlink()
 
 
-async def open_port(address: str, listener: Listener, handed: socket.socket | None) -> Port:
+async def open_port(address: str, listener: Listener, handed: socket.socket | None, context: ssl.SSLContext | None = None) -> Port:
     """Listen on the configuration's address, or on the socket that was handed over in its place. Raises OSError."""
     loop = asyncio.get_running_loop()
+    # The timeout may only be given together with TLS.
+    tls: dict[str, Any] = {} if context is None else {"ssl": context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
     if handed is not None:
         handed.setblocking(False)
         make = loop.create_unix_server if handed.family == socket.AF_UNIX else loop.create_server
-        server = await make(listener, sock=handed, backlog=BACKLOG)
+        server = await make(listener, sock=handed, backlog=BACKLOG, **tls)
         handed.listen(HANDED_BACKLOG)  # asyncio accepts as many at once as it was told, and has told the kernel the same
-        return Port(listener, server, _url(handed.getsockname()), handed=True)
+        return Port(listener, server, _url(handed.getsockname(), context), handed=True)
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
         _unlink_stale(path)
-        server = await loop.create_unix_server(listener, str(path), backlog=BACKLOG)
+        server = await loop.create_unix_server(listener, str(path), backlog=BACKLOG, **tls)
         return Port(listener, server, address, handed=False, file=path)
     host, _, port = address.rpartition(":")
-    server = await loop.create_server(listener, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_address=True)
-    return Port(listener, server, _url(server.sockets[0].getsockname()), handed=False)
+    server = await loop.create_server(listener, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_address=True, **tls)
+    return Port(listener, server, _url(server.sockets[0].getsockname(), context), handed=False)
 
 
 def address_of(handed: socket.socket) -> str:
@@ -66,9 +72,10 @@ def address_of(handed: socket.socket) -> str:
     return f"unix:{name.decode() if isinstance(name, bytes) else name}"
 
 
-def _url(name: tuple[str, int] | str | bytes) -> str:
+def _url(name: tuple[str, int] | str | bytes, context: ssl.SSLContext | None) -> str:
     if isinstance(name, tuple):
-        return f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}"
+        scheme = "http" if context is None else "https"
+        return f"{scheme}://[{name[0]}]:{name[1]}" if ":" in name[0] else f"{scheme}://{name[0]}:{name[1]}"
     return f"unix:{name.decode() if isinstance(name, bytes) else name}"
 
 

@@ -14,6 +14,7 @@ from proxyd.config.diff import Changes, applied, compare
 from proxyd.config.load import examine_file
 from proxyd.config.mistakes import ConfigError
 from proxyd.daemon import boot
+from proxyd.daemon.tls import load
 from proxyd.daemon.watch import look
 from proxyd.flow.runtime import Reloaded
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from proxyd.config.load import Loaded
     from proxyd.daemon.systemd import Notifier
+    from proxyd.daemon.tls import Certificate
     from proxyd.daemon.watch import State
     from proxyd.flow.runtime import Runtime, Snapshot
 
@@ -47,6 +49,8 @@ class Reloader:
     """The key that proxyd made itself at start."""
     seen: dict[Path, State | None]
     """How those were when they were last read, as far as they went."""
+    certificate: Certificate | None
+    """Of the clients' port, where that speaks TLS."""
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -88,7 +92,13 @@ class Reloader:
         boot.check(config, self.listen, self.runtime.keyring)
         if self.made_key is None and boot.make_key(config, self.runtime.keyring) is not None:
             raise boot.RefusedError(["auth.keys names no key any more, and one is made at start only: restart, or write auth: none"])
+        # Read again though its path be the same: that is how certificates are renewed.
+        tls = (
+            await asyncio.to_thread(load, config.tls, self.file.parent) if config.tls is not None and self.certificate is not None else None
+        )
         fresh = await asyncio.to_thread(boot.snapshot, config, self.made_key, clock, old)
+        if self.certificate is not None and tls is not None:
+            self.certificate.renew(tls)  # nothing can fail any more
         return loaded, compare(old.config, loaded.config), fresh
 
     def _read(self) -> Loaded:

@@ -18,6 +18,7 @@ from proxyd.daemon.heartbeat import Heartbeat
 from proxyd.daemon.listen import address_of, open_port
 from proxyd.daemon.reload import Reloader
 from proxyd.daemon.systemd import Notifier, listen_fds, watchdog_interval
+from proxyd.daemon.tls import Certificate, load
 from proxyd.daemon.watch import look, watch
 from proxyd.web.app import App
 from proxyd.web.connection import Listener
@@ -68,6 +69,7 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._ports: list[Port] = []
         self._reloader: Reloader | None = None
+        self._certificate: Certificate | None = None
         self.key: str | None = None
         """The key that proxyd made itself, in development and test."""
         self.url = ""
@@ -89,6 +91,8 @@ class Daemon:
         self._database, keyring = await boot.opened(self.config, self._folder, self._environ, self._clock)
         try:
             boot.check(self.config, listen, keyring)
+            if self.config.tls is not None:
+                self._certificate = Certificate(load(self.config.tls, self._folder))
             self._runtime, self.key = await boot.runtime(self.config, self._database, keyring, self._clock)
         except BaseException:
             await self._database.close()
@@ -106,7 +110,7 @@ class Daemon:
             self._runtime.spawn(self._runtime.keyring.note_use()),
         ]
         try:
-            self.url = await self._listen(self.config.listen, App(self._runtime), handed.get("clients"))
+            self.url = await self._listen(self.config.listen, App(self._runtime), handed.get("clients"), self._certificate)
             if self.config.ops.listen is not None or "ops" in handed:
                 address = address_of(handed["ops"]) if "ops" in handed else str(self.config.ops.listen)
                 app = OpsApp(self._runtime, address.rpartition(":")[0].strip("[]"), guarded=not parse_address(address).loopback)
@@ -159,13 +163,13 @@ class Daemon:
     def _reloadable(self, listen: Sequence[str]) -> None:
         if self._files:
             environ, key = self._environ, self.key
-            self._reloader = Reloader(self._runtime, self._notifier, self._files, environ, listen, key, self._seen)
+            self._reloader = Reloader(self._runtime, self._notifier, self._files, environ, listen, key, self._seen, self._certificate)
             self._runtime.reload = self._reloader.reload
             self._chores.append(self._runtime.spawn(watch(self._reloader)))
 
-    async def _listen(self, address: str, app: App, handed: socket.socket | None) -> str:
+    async def _listen(self, address: str, app: App, handed: socket.socket | None, certificate: Certificate | None = None) -> str:
         listener = Listener(app, lambda: self._runtime.snapshot.config.limits)
-        port = await open_port(address, listener, handed)
+        port = await open_port(address, listener, handed, certificate.context if certificate is not None else None)
         self._ports.append(port)
         return port.url
 
