@@ -66,7 +66,6 @@ class Broadcast:
         self._listeners: set[_Listener] = set()
         self._answer: Answer | None = None
         self._held_up = False
-        self.last_words = b""
 
     # The road's side.
 
@@ -132,7 +131,7 @@ class Broadcast:
     def abort(self, data: bytes = b"") -> None:
         """Take a break: those who listen get these last bytes and a broken transport."""
         self.broken = True
-        self.last_words = data
+        self.tape.append(data)  # an event as any other to who counts them
         self._end()
         for listener in list(self._listeners):
             listener.catch_up(self)
@@ -257,10 +256,7 @@ class _Listener:
                 return
 
     def _end(self, source: Broadcast, data: bytes) -> None:
-        if not source.broken:
-            self.down.finish(data)
-        else:
-            self.down.abort(data + source.last_words)
+        (self.down.abort if source.broken else self.down.finish)(data)
         self.done = True
         self.wake()
 

@@ -204,6 +204,8 @@ async def test_who_comes_back_to_a_broken_stream_gets_what_there_was_and_the_bre
     back = await again(rig, first.headers["x-request-id"], 1)
     assert (back.status, back.whole, back.body) == (200, False, first.body[len(EVENTS[0]) :])
     assert b'"error"' in back.body
+    at_its_end = await again(rig, first.headers["x-request-id"], 3)  # the error is an event, too
+    assert (at_its_end.status, at_its_end.whole, at_its_end.body) == (200, False, b"")
 
 
 async def test_nobody_who_listens_for_the_grace_ends_it(own, origin):
