@@ -77,30 +77,42 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
 
 
 async def authenticate(runtime: Runtime, down: Downstream) -> Caller:
-    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key, auth_unavailable.
+    """Find the caller by the one credential of the request. Raises ProxyError invalid_api_key, auth_unavailable, rate_limit_exceeded.
 
     Awaits, for a credential may be signed with a key that has to be fetched first.
     """
     snapshot = runtime.snapshot
     if snapshot.anyone is not None:
         return snapshot.anyone
+    brake, most = runtime.brake, snapshot.config.limits.auth_failures
     presented = headers.credential(down.headers)
+    brake.check(down.address, presented, most)
     if presented is None:
+        brake.failed(down.address, most)
         raise ProxyError("invalid_api_key", "No API key was given. Send it as `Authorization: Bearer KEY`, `X-Api-Key` or `api-key`.")
     caller = _known(runtime, presented)
     if caller is None and snapshot.issuers and looks_signed(presented):
         caller = await runtime.bearers.find(presented, snapshot.issuers)
     if caller is None:
+        brake.failed(down.address, most)
         raise ProxyError("invalid_api_key", "The API key is not valid here.")
+    brake.succeeded(down.address, presented)
     return caller
 
 
-def administrator(runtime: Runtime, client: tuple[tuple[bytes, bytes], ...]) -> Caller:
-    """Find the admin by the credential in these headers, whatever `auth` lets in elsewhere. Raises ProxyError invalid_api_key."""
+def administrator(runtime: Runtime, client: tuple[tuple[bytes, bytes], ...], address: str) -> Caller:
+    """Find the admin by the credential in these headers, whatever `auth` lets in elsewhere.
+
+    Raises ProxyError invalid_api_key, rate_limit_exceeded.
+    """
+    brake, most = runtime.brake, runtime.snapshot.config.limits.auth_failures
     presented = headers.credential(client)
+    brake.check(address, presented, most)
     caller = None if presented is None else _known(runtime, presented)
-    if caller is None or not caller.admin:
+    if presented is None or caller is None or not caller.admin:
+        brake.failed(address, most)
         raise ProxyError("invalid_api_key", "This needs an admin key: `proxyd keys create NAME --admin` makes one.")
+    brake.succeeded(address, presented)
     return caller
 
 

@@ -14,6 +14,7 @@ from proxyd.config.diff import Changes
 from proxyd.errors import ProxyError
 from proxyd.flow.allowances import Allowances
 from proxyd.flow.bearers import Bearers
+from proxyd.flow.brake import Brake
 from proxyd.flow.budgets import Budgets
 from proxyd.flow.pricing import price_now
 from proxyd.metrics import Metrics
@@ -133,6 +134,7 @@ class Runtime:
         self.cut: ProxyError | None = None
         """Set when what still runs is broken off: why."""
         self.metrics = Metrics(__version__)
+        self.brake = Brake(clock)
         self.allowances = Allowances(clock, Budgets(clock, ledger, self.metrics.budget_warned), self.metrics.ratelimited)
         self.gauges: list[Callable[[], None]] = []
         """Asked before the metrics are rendered: they set what is only worth knowing then."""

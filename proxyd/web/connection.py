@@ -114,6 +114,11 @@ class ClientConnection(web.RequestHandler):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.write_timeout * 1000))
         super().connection_made(wire)
 
+    @property
+    def address(self) -> str:
+        """The client's; empty on a Unix socket, and when it has left."""
+        return self._address or ""
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the address its place back; the running handler is cancelled."""
         if self._address is not None:

@@ -50,6 +50,7 @@ class Downstream:
         self.method = request.method
         self.headers = self._connection.listener.fields(request.raw_headers)
         self.query = request.rel_url.query
+        self.address = self._connection.address
         self.notes: Callable[[], Headers] = tuple
         """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
         self.shared: list[tuple[bytes, bytes]] = []

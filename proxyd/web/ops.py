@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from proxyd.flow.runtime import Runtime
+    from proxyd.web.connection import ClientConnection
     from proxyd.web.downstream import Downstream
 
 
@@ -102,4 +103,4 @@ class OpsApp(App):
         if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
             raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
         if self._guarded and request.rel_url.raw_path not in OPEN:
-            administrator(self._runtime, request.raw_headers)
+            administrator(self._runtime, request.raw_headers, cast("ClientConnection", request.protocol).address)
