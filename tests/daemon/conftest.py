@@ -34,6 +34,22 @@ class Manager:
             if any(each.startswith(line) for each in lines):
                 return lines
 
+    def empty(self) -> None:
+        """Forget what was said so far."""
+        while not self.silent(0.0):
+            pass
+
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing more was said for so long."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(4096)
+        except (TimeoutError, BlockingIOError):
+            return True
+        finally:
+            self._socket.settimeout(HANG)
+        return False
+
     def close(self) -> None:
         self._socket.close()
 
