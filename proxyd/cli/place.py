@@ -34,7 +34,7 @@ def database(args: argparse.Namespace) -> tuple[Config, Path]:
         told = ops.ask(config, "GET", "/state").get("database")
     except Failed:
         told = None
-    if isinstance(told, str):
+    if isinstance(told, str) and Path(told).name == path.name:
         return config, Path(told)
     raise Failed(
         f"no database at {path}, and no running daemon to ask: none has run with this configuration yet, "

@@ -99,3 +99,12 @@ _TABLE: dict[Kind, Traits] = {
 def base_path(url: str) -> str:
     """The path of a base URL, without a slash at the end."""
     return urlsplit(url).path.rstrip("/")
+
+
+def models_path(spec: Upstream) -> str:
+    """Where the upstream lists its models, as a request target. Not for kinds that are nowhere (echo)."""
+    base = base_path(base_url(spec))
+    if spec.kind is Kind.AZURE:
+        root = base.removesuffix("/v1").removesuffix("/openai") + "/openai"
+        return f"{root}/v1/models" if spec.api_version is None else f"{root}/models?api-version={quote(spec.api_version, safe='')}"
+    return (base if spec.kind is not Kind.OLLAMA or base.endswith("/v1") else base + "/v1") + "/models"

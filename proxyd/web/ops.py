@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 import orjson
 
+from proxyd import __version__
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import administrator
 from proxyd.metrics import CONTENT_TYPE
@@ -45,6 +47,8 @@ async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Show the upstreams as they are now, what runs, what is kept to be sent again, and where the database is."""
     document = {
+        "version": __version__,
+        "pid": os.getpid(),
         "database": str(runtime.database.path.resolve()),
         "upstreams": runtime.upstream_states(),
         "active": len(runtime.active),
