@@ -13,7 +13,6 @@ from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
 from proxyd.config.mistakes import ConfigError, Mistake
 from proxyd.config.safety import Made, refusals
-from proxyd.daemon.boot import missing_extras
 from proxyd.store.file import StoreError, database_path
 from proxyd.store.keys import stored
 
@@ -48,10 +47,7 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         mistakes = error.mistakes
     warnings = loaded.warnings if loaded is not None else ()
-    refused = [
-        Mistake(str(path), 1, 1, f"serve refuses to start: {reason}")
-        for reason in ([*refusals(loaded.config, made=_made(path, loaded.config)), *missing_extras(loaded.config)] if loaded else ())
-    ]
+    refused = [Mistake(str(path), 1, 1, f"serve refuses to start: {reason}") for reason in (reasons(path, loaded.config) if loaded else ())]
     mistakes = (*mistakes, *refused)
     if args.format == "json":
         _json(str(path), loaded, mistakes, warnings)
@@ -60,6 +56,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _text(str(path), loaded, mistakes, warnings)
     return 1 if mistakes else 0
+
+
+def reasons(path: Path, config: Config) -> list[str]:
+    """Why `proxyd serve` would refuse a good file, as far as can be known without starting; nothing if it would not."""
+    from proxyd.daemon.boot import missing_extras  # noqa: PLC0415 - `proxyd check --help` imports no server
+
+    return [*refusals(config, made=_made(path, config)), *missing_extras(config)]
 
 
 def _text(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:

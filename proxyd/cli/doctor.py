@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyd.cli import DONE, FAILED, config_path, doctor_machine, doctor_service, doctor_upstreams
+from proxyd.cli.check import reasons
 from proxyd.cli.finding import Finding, Level, fail, ok, warn
 from proxyd.cli.output import BOLD, DIM, GREEN, RED, YELLOW, add_format, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import examine_file, look_into
 from proxyd.config.mistakes import ConfigError
-from proxyd.config.safety import refusals
 from proxyd.store.file import StoreError, database_path
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _configuration(place: Path) -> tuple[Config | None, list[Finding]]:
         except ConfigError:
             return None, found
     found = [warn(about, str(mistake), "it works; change it if it is not meant so") for mistake in loaded.warnings]
-    found += [fail(about, refusal, "proxyd does not start like this") for refusal in refusals(loaded.config)]
+    found += [fail(about, refusal, "proxyd does not start like this") for refusal in reasons(place, loaded.config)]
     if not any(finding.level is Level.FAIL for finding in found):
         models, upstreams = len(loaded.config.models), len(loaded.config.upstreams)
         found.insert(0, ok(about, f"{place}: {models} models, {upstreams} upstreams, environment {loaded.config.environment}"))
