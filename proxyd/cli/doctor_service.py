@@ -146,11 +146,11 @@ def _room(folder: Path) -> Finding:
 
 
 def _private(path: Path) -> Iterable[Finding]:
-    for file in (path, path.with_name(path.name + "-wal")):
-        with contextlib.suppress(OSError):
-            mode = stat.S_IMODE(file.stat().st_mode)
-            if mode & 0o077:
-                yield warn("database", f"others may read {file} (mode {mode:o}); it holds who asked what", f"chmod 600 {file}")
+    files = [file for file in (path, path.with_name(path.name + "-wal")) if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077]
+    if files:
+        names = " ".join(map(str, files))
+        mode = stat.S_IMODE(files[0].stat().st_mode)
+        yield warn("database", f"others may read {files[0]} (mode {mode:o}); it holds who asked what", f"chmod 600 {names}")
 
 
 def _sound(path: Path) -> Iterable[Finding]:
