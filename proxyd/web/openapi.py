@@ -137,12 +137,19 @@ _RECEIVED: Json = {
     "schema": {"type": "integer", "minimum": 0, "default": 0},
 }
 
+_CHAT = ("ChatCompletionRequest", "ChatCompletion", "ChatCompletionChunk")
+_EMBEDDINGS = ("CreateEmbeddingsRequest", "CreateEmbeddingsResponse")
+"""Messages of protos/proxyd/v1/chat.proto: request, whole answer, one frame of a streamed answer."""
+
 DETAILS: dict[tuple[str, str], Json] = {
-    ("POST", "/v1/chat/completions"): {"request": "ChatRequest", "answer": "Answer", "streams": True},
+    ("POST", "/v1/chat/completions"): {"request": "ChatRequest", "answer": "Answer", "streams": True, "messages": _CHAT},
+    ("POST", "/v1/chat/completions.pb"): {"messages": _CHAT, "streams": True},
     ("POST", "/v1/completions"): {"request": "CompletionRequest", "answer": "Answer", "streams": True},
-    ("POST", "/v1/embeddings"): {"request": "EmbeddingRequest", "answer": "Answer"},
-    ("GET", "/v1/models"): {"answer": "ModelList"},
-    ("GET", "/v1/models/"): {"answer": "Model"},
+    ("POST", "/v1/embeddings"): {"request": "EmbeddingRequest", "answer": "Answer", "messages": _EMBEDDINGS},
+    ("POST", "/v1/embeddings.pb"): {"messages": _EMBEDDINGS},
+    ("GET", "/v1/models"): {"answer": "ModelList", "messages": ("", "ListModelsResponse")},
+    ("GET", "/v1/models.pb"): {"messages": ("", "ListModelsResponse")},
+    ("GET", "/v1/models/"): {"answer": "Model", "messages": ("", "Model")},
     ("GET", "/v1/streams/"): {"parameters": [_RECEIVED], "streams": True},
     ("DELETE", "/v1/streams/"): {"answer": "Stopped"},
     ("GET", "/health"): {"answer": "Status"},
@@ -222,19 +229,36 @@ def _operation(row: Row) -> Json:
         **({"parameters": parameters} if parameters else {}),
         "responses": _responses(row, details),
     }
-    name = details.get("request", "ModelRequest" if relayed else None)
-    if name is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    if content := _request(row, details):
+        found["requestBody"] = {"required": True, "content": content}
     if row.path in OPEN:
         found["security"] = []
     return found
 
 
+def _request(row: Row, details: Json) -> Json:
+    """What may be sent, by its media type; empty where nothing is."""
+    name = details.get("request", "ModelRequest" if isinstance(row.serve, Endpoint) and not row.path.endswith(".pb") else None)
+    content: Json = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}} if name else {}
+    if isinstance(row.serve, Endpoint) and row.protobuf:
+        content["application/protobuf"] = _message(details.get("messages", ("a message",))[0])
+    return content
+
+
+def _message(name: str) -> Json:
+    return {"schema": {"type": "string", "format": "binary", "description": f"proxyd.v1.{name} (protos/proxyd/v1/chat.proto)"}}
+
+
 def _responses(row: Row, details: Json) -> Json:
     name, media = details.get("answer"), details.get("media", "application/json")
-    content: Json = {media: {"schema": {"$ref": f"#/components/schemas/{name}"}} if name else {}}
-    if details.get("streams"):
+    content: Json = {} if row.path.endswith(".pb") else {media: {"schema": {"$ref": f"#/components/schemas/{name}"}} if name else {}}
+    if details.get("streams") and not row.path.endswith(".pb"):
         content["text/event-stream"] = {"schema": _text("Events `data: {…}`, and `data: [DONE]` at the end of a whole answer only.")}
+    if row.protobuf:
+        _, *messages = details.get("messages", ("", "a message"))
+        content["application/protobuf"] = _message(messages[0])
+        if messages[1:]:
+            content["application/protobuf; delimited=true"] = _message(messages[1])
     header = {_ID["name"]: {"description": _ID["description"], "schema": {"type": "string"}}}
     error = {"$ref": "#/components/schemas/Error"}
     found = {"200": {"description": row.about, "headers": header, "content": content}}
@@ -245,4 +269,8 @@ def _responses(row: Row, details: Json) -> Json:
 
 def _tag(path: str) -> str:
     """What a path is about: its first word behind the version."""
-    return next((part for part in path.split("/") if part and not re.fullmatch(r"v\d+", part)), path) if path not in OPEN else "proxyd"
+    return (
+        next((part.removesuffix(".pb") for part in path.split("/") if part and not re.fullmatch(r"v\d+", part)), path)
+        if path not in OPEN
+        else "proxyd"
+    )
