@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime as dt
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, Failed, ops, place
+from proxyd.cli import DONE, FAILED, Failed, place
 from proxyd.cli.output import GREEN, RED, add_format, paint, plain
 from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
 from proxyd.store import upkeep
-from proxyd.store.db import Database
-from proxyd.store.file import InUseError, StoreError
+from proxyd.store.file import StoreError
 from proxyd.store.idempotency import Claims
 from proxyd.store.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from proxyd.config.schema import Config
+    from proxyd.store.db import Database
 
 HELP = """The database: copy it, check it, delete what is old, give free room back. All of it while the daemon runs.
 
@@ -34,8 +33,6 @@ proxyd db check --format json
 proxyd db prune --older-than 400d
 proxyd db vacuum
 STATE_DIRECTORY=/var/lib/proxyd proxyd db check    # where systemd keeps it, while the daemon is stopped"""
-PATIENCE = 3600.0
-"""Seconds that the daemon may take to prune or vacuum."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +103,7 @@ def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
         done = await upkeep.prune(Ledger(database), Claims(database), before, now)
         return {"usage": done.usage, "kept": done.kept}
 
-    done = _write(config, path, ("/db/prune", asked), alone)
+    done = place.write(config, path, ("/db/prune", asked), alone)
     kept = "all usage rows are kept (storage.retain.usage); " if before is None else f"{done['usage']} usage rows deleted; "
     _tell(args, done, f"{kept}{_size(done['kept'])} of answers are kept for their Idempotency-Keys")
     return DONE
@@ -117,32 +114,10 @@ def _vacuum(args: argparse.Namespace, config: Config, path: Path) -> int:
         before, after = await upkeep.vacuum(database)
         return {"before": before, "after": after}
 
-    done = _write(config, path, ("/db/vacuum", {}), alone)
+    done = place.write(config, path, ("/db/vacuum", {}), alone)
     before, after = done["before"], done["after"]
     _tell(args, done, f"{_size(before)} before, {_size(after)} after")
     return DONE
-
-
-def _write(
-    config: Config, path: Path, order: tuple[str, dict[str, object]], alone: Callable[[Database], Awaitable[dict[str, int]]]
-) -> dict[str, int]:
-    """Do `alone` as the database's one writer, or let the daemon that is it follow the order. Raises Failed, StoreError."""
-    if not path.is_file():
-        raise StoreError(f"{path} is not there")
-
-    async def work() -> dict[str, int]:
-        database = Database(path)
-        await database.open()
-        try:
-            return await alone(database)
-        finally:
-            await database.close()
-
-    try:
-        return asyncio.run(work())
-    except InUseError:
-        where, asked = order
-        return ops.ask(config, "POST", where, {**asked, "database": str(path.resolve())}, PATIENCE)
 
 
 def _tell(args: argparse.Namespace, document: Mapping[str, object], line: str) -> None:

@@ -1,19 +1,26 @@
-"""Where the database of a configuration is. Not a command itself."""
+"""Where the database of a configuration is, and who writes it. Not a command itself."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyd.cli import Failed, config_path, ops
 from proxyd.config.load import look_into
-from proxyd.store.file import StoreError, database_path
+from proxyd.store.db import Database
+from proxyd.store.file import InUseError, StoreError, database_path
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Awaitable, Callable
 
     from proxyd.config.schema import Config
+
+
+PATIENCE = 3600.0
+"""Seconds that the daemon may take to do what was asked."""
 
 
 def database(args: argparse.Namespace) -> tuple[Config, Path]:
@@ -40,3 +47,25 @@ def database(args: argparse.Namespace) -> tuple[Config, Path]:
         f"no database at {path}, and no running daemon to ask: none has run with this configuration yet, "
         "or it keeps it elsewhere, as under systemd: STATE_DIRECTORY=/var/lib/proxyd proxyd …"
     )
+
+
+def write(
+    config: Config, path: Path, order: tuple[str, dict[str, object]], alone: Callable[[Database], Awaitable[dict[str, int]]]
+) -> dict[str, int]:
+    """Do `alone` as the database's one writer, or let the daemon that is it follow the order. Raises Failed, StoreError."""
+    if not path.is_file():
+        raise StoreError(f"{path} is not there")
+
+    async def work() -> dict[str, int]:
+        database = Database(path)
+        await database.open()
+        try:
+            return await alone(database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(work())
+    except InUseError:
+        where, asked = order
+        return ops.ask(config, "POST", where, {**asked, "database": str(path.resolve())}, PATIENCE)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 import sys
 from typing import TYPE_CHECKING
 
 from proxyd.cli import DONE, Failed, output, place
 from proxyd.clock import Clock
+from proxyd.config.units import since
+from proxyd.daemon.boot import quotes
+from proxyd.flow.reprice import Prices, reprice
 from proxyd.model import Source
 from proxyd.rules.price import written_cost
+from proxyd.rules.pricelist import PriceList
+from proxyd.rules.routes import RouteTable
 from proxyd.store.file import StoreError
-from proxyd.store.usage import By, Period, report
+from proxyd.store.usage import NUMBERS, By, Period, document, report
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
+    from proxyd.config.schema import Config
+    from proxyd.store.db import Database
     from proxyd.store.usage import Line, Report
 
 HELP = """What was used and what it cost, out of the ledger; the daemon may run meanwhile.
@@ -27,9 +34,10 @@ upstream itself reported; the others were counted or estimated. Days are UTC."""
 EXAMPLES = """proxyd usage
 proxyd usage --by caller --since 24h
 proxyd usage --by day --since 2026-11-01 --format csv > november.csv
-proxyd usage --since all --format json | jq .total"""
+proxyd usage --since all --format json | jq .total
+proxyd usage --reprice --since 2026-11-01    # a price was wrong since then: the YAML is right now
+proxyd usage --reprice missing --since all   # a price was unknown"""
 
-_PERIODS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _TABLE = (
     output.Column("requests", "REQUESTS", right=True),
     output.Column("failed", "FAILED", right=True),
@@ -43,16 +51,19 @@ _TABLE = (
     output.Column("ttft", "TTFT", right=True),
     output.Column("latency", "LATENCY", right=True),
 )
-_NUMBERS = (
-    *("requests", "failed", "attempts"),
-    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
-)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Take what to group by, since when, and a format."""
     parser.add_argument("--by", choices=[by.value for by in By], default=By.MODEL.value, help="a line for each (default: model)")
     parser.add_argument("--since", metavar="WHEN", default="7d", help="7d, 24h, 30m, a day (UTC) as 2026-11-01, or all (default: 7d)")
+    parser.add_argument(
+        "--reprice",
+        nargs="?",
+        const="all",
+        choices=("all", "missing"),
+        help="first price the rows since then again, by today's prices; missing: only those without a cost",
+    )
     output.add_format(parser)
 
 
@@ -60,19 +71,21 @@ def run(args: argparse.Namespace) -> int:
     """Print the report. Raises Failed, ConfigError."""
     by = By(args.by)
     period = Period(since_us(args.since, Clock().now_us()))
-    _, path = place.database(args)
+    config, path = place.database(args)
     try:
+        if args.reprice is not None:
+            _reprice(config, path, period.since_us or 0, missing=args.reprice == "missing")
         found = report(path, by, period)
     except StoreError as error:
         raise Failed(str(error)) from error
     if args.format == "json":
-        document = {
+        told = {
             "by": by.value,
             "since": _stamp(period.since_us),
-            "groups": [{by.value: line.key, **_document(line)} for line in found.lines],
-            "total": _document(found.total),
+            "groups": [{by.value: line.key, **document(line)} for line in found.lines],
+            "total": document(found.total),
         }
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(told, ensure_ascii=False, indent=2) + "\n")
     elif args.format == "csv":
         _csv(by, found)
     else:
@@ -81,38 +94,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def since_us(text: str, now_us: int, option: str = "--since") -> int | None:
-    """Read `--since`: `90m`, `24h`, `7d` or `2w` before now, a UTC day, or `all` (None). Microseconds since the epoch. Raises Failed."""
-    if text == "all":
-        return None
-    if found := re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text):
-        return max(0, now_us - int(found[1]) * _PERIODS[found[2]] * 1_000_000)
+    """Read a moment of the past as `units.since` does. Raises Failed, naming the option."""
     try:
-        day = dt.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=dt.UTC)
+        return since(text, now_us)
     except ValueError:
         raise Failed(f"{option} {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
-    return max(0, int(day.timestamp()) * 1_000_000)
 
 
-def _document(line: Line) -> dict[str, object]:
-    """Tell a line to a program: money in 10⁻⁹ of each currency, exactly, shares from 0 to 1, times in milliseconds."""
-    return {
-        **{name: getattr(line, name) for name in _NUMBERS},
-        "tokens_source": {source.value: round(line.share(source), 4) for source in Source},
-        "cost_nano": line.cost_nano,
-        "unpriced": line.unpriced,
-        "ttft_ms": None if line.ttft_ms is None else round(line.ttft_ms, 3),
-        "latency_ms": None if line.latency_ms is None else round(line.latency_ms, 3),
-    }
+def _reprice(config: Config, path: Path, begin: int, *, missing: bool) -> None:
+    """Price history again, as the database's writer or by way of it, and say so where no program reads."""
+
+    async def alone(database: Database) -> dict[str, int]:
+        prices = Prices(RouteTable(config), quotes(config), PriceList(), config.upstreams)
+        looked, changed = await reprice(database, prices, begin, missing=missing)
+        return {"looked_at": looked, "changed": changed}
+
+    done = place.write(config, path, ("/usage/reprice", {"since_us": begin, "missing": missing}), alone)
+    sys.stderr.write(f"{done['changed']} of {done['looked_at']} attempts have another cost now.\n")
 
 
 def _csv(by: By, found: Report) -> None:
     """Print a line per group, no total (a sum column would count it twice), and a cost column for each currency."""
     currencies = list(found.total.cost_nano)
     sources = [f"source_{source.value}" for source in Source]
-    keys = [by.value, *_NUMBERS, *sources, *(f"cost_{currency}" for currency in currencies), "unpriced", "ttft_ms", "latency_ms"]
+    keys = [by.value, *NUMBERS, *sources, *(f"cost_{currency}" for currency in currencies), "unpriced", "ttft_ms", "latency_ms"]
     rows = []
     for line in found.lines:
-        row = {by.value: line.key, **_document(line)}
+        row = {by.value: line.key, **document(line)}
         row |= {f"source_{source.value}": round(line.share(source), 4) for source in Source}
         row |= {f"cost_{currency}": written_cost(line.cost_nano[currency]) for currency in currencies if currency in line.cost_nano}
         rows.append(row)
@@ -131,7 +139,7 @@ def _print(by: By, found: Report) -> None:
 def _row(key: str, line: Line) -> dict[str, object]:
     return {
         "key": key,
-        **{name: f"{getattr(line, name):,}" for name in _NUMBERS},
+        **{name: f"{getattr(line, name):,}" for name in NUMBERS},
         "reported": f"{line.share(Source.UPSTREAM):.0%}" if line.attempts else None,
         "cost": " + ".join(f"{written_cost(nano)} {currency}" for currency, nano in line.cost_nano.items()) or None,
         "ttft": _seconds(line.ttft_ms),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,7 @@ SHARE = r"[0-9]{1,3}(?:\.[0-9]{1,3})?%"
 MONEY = r"[0-9]+(?:\.[0-9]+)?"
 COUNT = r"[0-9]+[kM]?"
 
+_PERIODS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +69,19 @@ def count(text: str) -> int:
     if not re.fullmatch(COUNT, text) or len(text) > 12:
         raise ValueError("is not a number; write 1M, 200k or 1000000")
     return int(text.rstrip("kM")) * {"k": 1000, "M": 1_000_000}.get(text[-1], 1)
+
+
+def since(text: str, now_us: int) -> int | None:
+    """Read `90m`, `24h`, `7d` or `2w` before now, a UTC day, or `all` (None). Microseconds since the epoch. Raises ValueError."""
+    if text == "all":
+        return None
+    if found := re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text):
+        return max(0, now_us - int(found[1]) * _PERIODS[found[2]] * 1_000_000)
+    try:
+        day = dt.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=dt.UTC)
+    except ValueError:
+        raise ValueError("is no moment; write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
+    return max(0, int(day.timestamp()) * 1_000_000)
 
 
 def write_money(amount: float) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxyd.clock import Clock
     from proxyd.config.schema import Config, Upstream
     from proxyd.flow.runtime import Door
+    from proxyd.rules.price import Quote
 
 TEST_KEY = "test-key"
 """The fixed key of `environment: test`."""
@@ -59,6 +60,11 @@ def check(config: Config, listen: Sequence[str] | None, keyring: Keyring) -> Non
         raise RefusedError(reasons)
 
 
+def quotes(config: Config) -> dict[str, Quote]:
+    """The prices that the file itself has, by label of the route."""
+    return {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
+
+
 def missing_extras(config: Config) -> list[str]:
     """What the configuration asks for, and is not installed."""
     if config.auth is not None and config.auth.jwt and not bearer.installed():
@@ -75,7 +81,6 @@ def snapshot(config: Config, made_key: str | None, clock: Clock, old: Snapshot |
     if made_key is not None:
         keys = (Key(name=config.environment.value, key=made_key),)
     same = {name for name, spec in config.upstreams.items() if old is not None and old.config.upstreams.get(name) == spec}
-    prices = {label: quoted(price_of(route.price), "config") for label, route in config.models.items() if route.price is not None}
     return Snapshot(
         config,
         RouteTable(config),
@@ -84,7 +89,7 @@ def snapshot(config: Config, made_key: str | None, clock: Clock, old: Snapshot |
         doors={name: old.doors[name] if old and name in same else door(spec, clock) for name, spec in config.upstreams.items()},
         health={name: old.health[name] if old and name in same else Health() for name in config.upstreams},
         issuers=config.auth.jwt if config.auth is not None else (),
-        prices=prices,
+        prices=quotes(config),
         zone=zone(config.timezone),
     )
 

@@ -120,6 +120,8 @@ class Runtime:
         """Set once by who puts everything together, as the doors are."""
         self.tokenizers = Tokenizers()
         self.price_list = PriceList()
+        self.reports = asyncio.Semaphore(2)
+        """Reports that may be read out of the ledger at once: each takes a thread, and a second for 300,000 rows."""
         self.bearers = Bearers(clock, self.spawn)
         self.started_at = self.loaded_at = clock.now_us()
         self.reload: Callable[[str], Awaitable[Reloaded]] | None = None

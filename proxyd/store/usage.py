@@ -71,6 +71,24 @@ class Report:
     total: Line
 
 
+NUMBERS = (
+    *("requests", "failed", "attempts"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+)
+
+
+def document(line: Line) -> dict[str, object]:
+    """Tell a line to a program: money in 10⁻⁹ of each currency, exactly, shares from 0 to 1, times in milliseconds."""
+    return {
+        **{name: getattr(line, name) for name in NUMBERS},
+        "tokens_source": {source.value: round(line.share(source), 4) for source in Source},
+        "cost_nano": line.cost_nano,
+        "unpriced": line.unpriced,
+        "ttft_ms": None if line.ttft_ms is None else round(line.ttft_ms, 3),
+        "latency_ms": None if line.latency_ms is None else round(line.latency_ms, 3),
+    }
+
+
 _KEYS = {
     By.MODEL: "{row}.model",
     By.CALLER: "{row}.caller",

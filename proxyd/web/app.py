@@ -15,7 +15,7 @@ from proxyd.flow import handler
 from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
 from proxyd.rules import cors
-from proxyd.web import openapi, streams
+from proxyd.web import openapi, streams, usage
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import WRITE, Protobuf, write_models
 from proxyd.wire.negotiate import answer, negotiate
@@ -116,6 +116,7 @@ ENDPOINTS: tuple[Row, ...] = (
     Row("GET", "/v1/models/", model, "one model", protobuf=True),
     Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events"),
     Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream"),
+    Row("GET", "/v1/usage", usage.used, "what the caller has used, and what it cost"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),
     Row("GET", "/docs", docs, "these endpoints, for people; no key needed"),

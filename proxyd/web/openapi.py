@@ -136,6 +136,18 @@ _RECEIVED: Json = {
     "description": "How many events have arrived: what follows them is sent.",
     "schema": {"type": "integer", "minimum": 0, "default": 0},
 }
+_BY: Json = {
+    "name": "by",
+    "in": "query",
+    "description": "A line for each model, day (UTC) or conversation.",
+    "schema": {"type": "string", "enum": ["model", "day", "conversation"], "default": "model"},
+}
+_SINCE: Json = {
+    "name": "since",
+    "in": "query",
+    "description": "90m, 24h, 7d or 2w before now, a day (UTC) as 2026-11-01, or all.",
+    "schema": {"type": "string", "default": "30d"},
+}
 
 _CHAT = ("ChatCompletionRequest", "ChatCompletion", "ChatCompletionChunk")
 _EMBEDDINGS = ("CreateEmbeddingsRequest", "CreateEmbeddingsResponse")
@@ -152,6 +164,7 @@ DETAILS: dict[tuple[str, str], Json] = {
     ("GET", "/v1/models/"): {"answer": "Model", "messages": ("", "Model")},
     ("GET", "/v1/streams/"): {"parameters": [_RECEIVED], "streams": True},
     ("DELETE", "/v1/streams/"): {"answer": "Stopped"},
+    ("GET", "/v1/usage"): {"parameters": [_BY, _SINCE]},
     ("GET", "/health"): {"answer": "Status"},
     ("GET", "/ready"): {"answer": "Status", "also": {"503": "it may not; `reasons` says why"}},
     ("GET", "/docs"): {"media": "text/html"},

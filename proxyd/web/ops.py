@@ -16,6 +16,7 @@ from proxyd.flow.admit import administrator
 from proxyd.metrics import CONTENT_TYPE
 from proxyd.web import database, keys
 from proxyd.web.app import JSON, App, Row, loading, ready
+from proxyd.web.usage import priced_again
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -76,6 +77,7 @@ OPS: tuple[Row, ...] = (
     Row("POST", "/keys/", keys.change, "rotate a caller's key: /keys/NAME/rotate"),
     Row("DELETE", "/keys/", keys.revoke, "end a caller's keys"),
     Row("POST", "/db/prune", database.prune, "delete what is past its retention"),
+    Row("POST", "/usage/reprice", priced_again, "price history again"),
     Row("POST", "/db/vacuum", database.vacuum, "give the database's free room back to the disk"),
 )
 
