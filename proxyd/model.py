@@ -100,6 +100,8 @@ class Format(enum.StrEnum):
     SSE = "sse"
     NDJSON = "ndjson"
     JSON = "json"
+    PROTOBUF = "protobuf"
+    """Frames: each message behind its length. Never an upstream's."""
 
 
 class Source(enum.StrEnum):

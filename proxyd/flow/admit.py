@@ -53,7 +53,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     if key is not None:
         return await runtime.running.enter(ex, key, runtime)
     if ex.ask.stream and (ex.wishes.delivery.resumable or wants_resumable(down.headers)):
-        runtime.running.open(ex)
+        runtime.running.open(ex, runtime.clock)
     return Verdict.RUN
 
 
@@ -73,7 +73,7 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
     ex.protocol = encoder.protocol
     encoder.wish(ex.wishes)
     if ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:
-        ex.ask, ex.adds_usage = replace(ex.ask, wants_usage=True), True  # a protobuf stream always ends with its usage
+        ex.ask, ex.framed = replace(ex.ask, wants_usage=True), True  # a protobuf stream always ends with its usage
 
 
 async def authenticate(runtime: Runtime, down: Downstream) -> Caller:

@@ -2,23 +2,30 @@
 
 To the road it is the client's side, as `Downstream` is. To clients it is what they listen to: from the first event on, or
 from where they left off, each at its own pace. It ends the exchange when nobody has listened for `grace` seconds.
+
+Of a stream that was begun as protobuf there are two: the upstream's events, and `frames`, made of them once, so that a frame's
+number means the same to whoever comes back. Clients that want frames listen there, the others to the events.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from proxyd.flow.packer import Packer, unpackable
+from proxyd.model import Format
 from proxyd.wire.meter import format_of
 from proxyd.wire.tape import Tape, beyond
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from proxyd.clock import Clock
     from proxyd.errors import ProxyError
     from proxyd.flow.answer import Answer
     from proxyd.web.downstream import Downstream
+    from proxyd.wire.delivery import Delivery
 
 SLICE = 64 * 1024
 """Bytes given at once to a listener that catches up."""
@@ -38,17 +45,23 @@ class Whole:
 class Broadcast:
     """One answer for many listeners. The road calls begin, write, finish, reply, refuse or abort; clients call `listen`."""
 
-    def __init__(self, request_id: str, caller: str, tape_limit: int, grace: float, *, resumable: bool) -> None:
+    def __init__(self, request_id: str, caller: str, tape: Tape, grace: float, *, resumable: bool) -> None:
         self.request_id = request_id
         self.caller = caller
         self.resumable = resumable
         """A stream was asked for: others may go on with it in the middle."""
-        self.tape = Tape(tape_limit)
+        self.tape = tape
+        self.frames: Broadcast | None = None
+        """The same answer as frames of protobuf, if it was begun so."""
+        self._packer: Packer | None = None
+        self._packed_end: bytes | None = None
+        self._whole_of: Broadcast | None = None
+        """What this one is the frames of."""
         self.streamed = False
         """It came piece by piece."""
         # The answer, as the road's client's side
         self.committed = False
-        self.bytes_out = 0
+        self._size = 0
         self.status = 0
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
         self.whole: Whole | None = None
@@ -67,12 +80,36 @@ class Broadcast:
         self._answer: Answer | None = None
         self._held_up = False
 
+    def pack(self, delivery: Delivery, clock: Clock, handle: bytes) -> None:
+        """Make frames of the stream that comes; `handle` is told in the first one."""
+        frames = self.make_frames(self.tape.limit)
+        self._packer = Packer(replace(delivery, pad_to=0), clock, frames.write, handle=handle)
+
+    def make_frames(self, limit: int) -> Broadcast:
+        """Give it frames, which somebody must write."""
+        frames = Broadcast(self.request_id, self.caller, Tape(limit, Format.PROTOBUF), self._grace, resumable=self.resumable)
+        frames._whole_of = self
+        self.frames = frames
+        return frames
+
+    @property
+    def bytes_out(self) -> int:
+        """How large the body is so far, in the form that it was begun in."""
+        return self._size if self.frames is None else self.frames.bytes_out
+
     # The road's side.
 
     def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], _length: int | None, data: bytes) -> None:
         """Take the head and the first bytes."""
         self.status, self.headers = status, tuple(headers)
-        self.tape.format = format_of(_content_type(self.headers), streamed=True, head=data)
+        if self.tape.format is not Format.PROTOBUF:
+            self.tape.format = format_of(_header(self.headers, b"content-type"), streamed=True, head=data)
+        if self._packer is not None and self.frames is not None:
+            if self.tape.format is not Format.SSE or _header(self.headers, b"content-encoding"):
+                self.frames.refuse(unpackable())
+                self._packer = None
+            else:
+                self.frames.begin(status, headers, None, b"")
         self.committed = self.streamed = True
         if self.on_begun is not None:
             self.on_begun()
@@ -82,7 +119,9 @@ class Broadcast:
 
     def write(self, data: bytes) -> None:
         """Take bytes of the body, and push them to those who are up to date."""
-        self.bytes_out += len(data)
+        self._size += len(data)
+        if self._packer is not None and self.frames is not None and (packed := self._packer.feed(data)):
+            self.frames.write(packed)
         before = self.tape.end
         self.tape.append(data)
         for listener in self._listeners:
@@ -93,19 +132,33 @@ class Broadcast:
             self._trim()
 
     def ping(self, data: bytes) -> None:
-        """Keep those alive who are up to date; this is no part of the answer."""
+        """Keep those alive who are up to date; this is no part of the answer, but for frames, which are counted."""
+        if self._packer is not None and self.frames is not None:
+            self.frames.write(self._packer.ping())
         for listener in self._listeners:
             if listener.position == self.tape.end and not listener.paused:
                 listener.down.ping(data)
 
     def prepare(self, data: bytes) -> int:
         """Say how large the body will be with these last bytes."""
-        return self.bytes_out + len(data)
+        if self._packer is None or self.frames is None:
+            return self.bytes_out + len(data)
+        self._packed_end = self._packer.end(data) if self.committed else data
+        return self.bytes_out + len(self._packed_end)
+
+    def packed(self) -> bytes | None:
+        """All frames, once `prepare` has made the last ones; None where there are none, or too many."""
+        frames = self.frames
+        if frames is None or self._packed_end is None or frames.tape.overflowed:
+            return None
+        return frames.tape.whole() + self._packed_end
 
     def finish(self, data: bytes) -> None:
         """Take the end."""
+        if self._packer is not None and self.frames is not None:
+            self.frames.finish(self._packer.end(data) if self._packed_end is None else self._packed_end)
         self.tape.append(data)
-        self.bytes_out += len(data)
+        self._size += len(data)
         self.tape.closed = True
         self._end()
         for listener in list(self._listeners):
@@ -115,7 +168,9 @@ class Broadcast:
         """Take an answer that is said at once."""
         self.status = status
         self.whole = Whole(status, tuple(headers), body)
-        self.bytes_out += len(body)
+        self._size += len(body)
+        if self.frames is not None:
+            self.frames.reply(status, self.whole.headers, body)
         self.committed = True
         self._end()
         self._wake()
@@ -124,6 +179,8 @@ class Broadcast:
         """Take a refusal."""
         self.status = error.status
         self.error = error
+        if self.frames is not None:
+            self.frames.refuse(error)
         self.committed = True
         self._end()
         self._wake()
@@ -131,6 +188,8 @@ class Broadcast:
     def abort(self, data: bytes = b"") -> None:
         """Take a break: those who listen get these last bytes and a broken transport."""
         self.broken = True
+        if self._packer is not None and self.frames is not None:
+            self.frames.abort(self._packer.fail(data))
         self.tape.append(data)  # an event as any other to who counts them
         self._end()
         for listener in list(self._listeners):
@@ -140,11 +199,13 @@ class Broadcast:
     def steer(self, answer: Answer | None) -> None:
         """Know whom to pause when the tape is full and a listener is slow."""
         self._answer = answer
+        if self.frames is not None:
+            self.frames.steer(answer)
 
     def _end(self) -> None:
         """From now on the grace counts anew: who was away shall find the end, too."""
         self.ended = True
-        if not self._listeners:
+        if not self._heard:
             self._hush()
             self._silence()
 
@@ -155,6 +216,9 @@ class Broadcast:
 
         Raises ProxyError stream_gone, or invalid_request for more events than there are; nothing was sent then.
         """
+        if self.frames is not None and down.take_frames():
+            await self.frames.listen(down, received, extra)
+            return
         listener = _Listener(down, extra)
         listener.position = self._position(received)
         self._listeners.add(listener)
@@ -193,14 +257,30 @@ class Broadcast:
         else:
             down.abort()
 
+    @property
+    def _heard(self) -> bool:
+        """Somebody listens, in whichever form."""
+        return bool(self._listeners or (self.frames is not None and self.frames._listeners))  # noqa: SLF001 - one of a kind
+
+    @property
+    def _outgrown(self) -> bool:
+        """Nobody who comes now can get it from its start, or go on with it, in whichever form."""
+        return self.tape.overflowed and (self.frames is None or self.frames.tape.overflowed)
+
     def _silence(self) -> None:
         """Begin to count, if nobody listens any more."""
-        if not self._listeners and self._timer is None and self.on_silence is not None:
+        if self._whole_of is not None:
+            self._whole_of._silence()  # noqa: SLF001
+            return
+        if not self._heard and self._timer is None and self.on_silence is not None:
             # What has outgrown its tape can be given to nobody else: there is nothing to wait for.
-            wait = 0.0 if self.tape.overflowed and not self.ended else self._grace
+            wait = 0.0 if self._outgrown and not self.ended else self._grace
             self._timer = asyncio.get_running_loop().call_later(wait, self.on_silence)
 
     def _hush(self) -> None:
+        if self._whole_of is not None:
+            self._whole_of._hush()  # noqa: SLF001
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -213,7 +293,7 @@ class Broadcast:
         """Let go of what all listeners of an overflowed tape have had; hold the upstream up for one that lags."""
         slowest = min((listener.position for listener in self._listeners), default=self.tape.end)
         self.tape.let_go(slowest)
-        if not self._listeners and not self.ended:
+        if self._outgrown and not self._heard and not self.ended:
             self._hush()
             self._silence()  # nobody will ever get the whole of it
         lagging = self.tape.end - slowest > LAG
@@ -222,8 +302,8 @@ class Broadcast:
             (self._answer.pause if lagging else self._answer.resume)()
 
 
-def _content_type(headers: tuple[tuple[bytes, bytes], ...]) -> str | None:
-    return next((value.decode("latin-1") for name, value in headers if name.lower() == b"content-type"), None)
+def _header(headers: tuple[tuple[bytes, bytes], ...], wanted: bytes) -> str | None:
+    return next((value.decode("latin-1") for name, value in headers if name.lower() == wanted), None)
 
 
 class _Listener:

@@ -18,13 +18,14 @@ from proxyd.rules.idempotency import ClaimState, Request, Standing, Verdict, fin
 from proxyd.store.db import StoreError
 from proxyd.store.idempotency import SIZE_LIMIT, Claim, Kept
 from proxyd.wire import canonical
-from proxyd.wire.tape import gone
+from proxyd.wire.tape import Tape, gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Headers = Iterable[tuple[bytes, bytes]]
 
+    from proxyd.clock import Clock
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.store.idempotency import Claims
@@ -126,16 +127,19 @@ class Running:
             return Verdict.REPLAY
         ex.key, ex.request = key, request
         self._names[place] = ex.request_id
-        self.open(ex)
+        self.open(ex, runtime.clock)
         mine.set_result(ex)
         return Verdict.RUN
 
-    def open(self, ex: Exchange) -> None:
+    def open(self, ex: Exchange, clock: Clock) -> None:
         """Let an exchange outlive its client. `close` must follow, once."""
         assert ex.caller is not None  # noqa: S101
         assert ex.ask is not None  # noqa: S101
         resume = ex.snapshot.config.resume
-        broadcast = ex.broadcast = Broadcast(ex.request_id, ex.caller.name, resume.tape, resume.grace, resumable=ex.ask.stream)
+        broadcast = ex.broadcast = Broadcast(ex.request_id, ex.caller.name, Tape(resume.tape), resume.grace, resumable=ex.ask.stream)
+        if ex.framed:
+            handle = handle_of(ex.request_id) if ex.key is None else b""  # without a name of its own the client is told one
+            broadcast.pack(ex.wishes.delivery, clock, handle)
         broadcast.on_silence = lambda: self._silent(ex)
         if ex.key is not None:
             broadcast.on_begun = lambda: self.claims.begun(ex.request_id)
@@ -161,6 +165,7 @@ class Running:
             end.status,
             end.headers,
             end.body if end.body is None or len(end.body) <= ex.broadcast.tape.limit else None,
+            end.frames,
         )
         return self.claims.finish(record, runtime.clock.now_us() + int(ex.snapshot.config.storage.retain.idempotency * 1e6))
 
@@ -188,8 +193,9 @@ class Running:
             self._unname(place, ex.request_id)
             return
         broadcast.on_silence = lambda: self._forget(broadcast.request_id)
-        self._ended[ex.request_id] = _Ended(broadcast, place, broadcast.tape.size)
-        self._ended_bytes += broadcast.tape.size
+        size = broadcast.tape.size + (broadcast.frames.tape.size if broadcast.frames is not None else 0)
+        self._ended[ex.request_id] = _Ended(broadcast, place, size)
+        self._ended_bytes += size
         while self._ended_bytes > ENDED_BYTES:
             self._forget(next(iter(self._ended)))
 
@@ -247,6 +253,16 @@ def forbidden() -> ProxyError:
     return ProxyError("stream_forbidden", "This stream was begun by another caller.")
 
 
+def handle_of(request_id: str) -> bytes:
+    """A request id as the 14 bytes that a protobuf client is told it by."""
+    return bytes.fromhex("0" + request_id.removeprefix("req_"))
+
+
+def request_id_of(handle: bytes) -> str:
+    """What `handle_of` was made of."""
+    return f"req_{handle.hex()[1:]}"
+
+
 def key_in(headers: Headers) -> str | None:
     """The request's Idempotency-Key. Raises ProxyError invalid_request."""
     return key_of([value for name, value in headers if name.lower() == b"idempotency-key"])
@@ -288,6 +304,7 @@ class _End:
     status: int | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes | None = None
+    frames: bytes | None = None
 
 
 def _end(ex: Exchange) -> _End:
@@ -300,7 +317,7 @@ def _end(ex: Exchange) -> _End:
         if not broadcast.streamed:
             return _End(ClaimState.DONE, answer.status, tuple(ex.told()), ex.held)
         body = None if broadcast.tape.overflowed else broadcast.tape.whole() + ex.held
-        return _End(ClaimState.DONE, answer.status, broadcast.headers, body)
+        return _End(ClaimState.DONE, answer.status, broadcast.headers, body, broadcast.packed())
     return _End(ClaimState.BROKEN if broadcast.committed else ClaimState.FAILED)
 
 
@@ -308,8 +325,12 @@ def _again(found: Kept) -> Broadcast:
     """A kept answer as something to listen to. Raises ProxyError stream_gone if it was too large to keep."""
     if found.body is None:
         raise gone()
-    broadcast = Broadcast(found.request_id, found.caller, len(found.body) + 1, 0.0, resumable=found.streamed)
+    broadcast = Broadcast(found.request_id, found.caller, Tape(len(found.body) + 1), 0.0, resumable=found.streamed)
     if found.streamed and found.status is not None and found.status < 300:
+        if found.frames is not None:
+            frames = broadcast.make_frames(len(found.frames) + 1)
+            frames.begin(found.status, found.headers, None, b"")
+            frames.finish(found.frames)
         broadcast.begin(found.status, found.headers, None, b"")
         broadcast.finish(found.body)
     else:

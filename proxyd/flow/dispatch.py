@@ -101,7 +101,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ask, model = ex.ask, ex.model
     assert ask is not None  # noqa: S101 - admit has run
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
-    ask_usage = ask.stream and (ex.adds_usage or not ask.wants_usage) and kinds.may_ask_usage(spec)
+    ask_usage = ask.stream and (ex.framed or not ask.wants_usage) and kinds.may_ask_usage(spec)
     body = upstream_body(ask, _edits(model, target.model, ask_usage=ask_usage, rename=kinds.traits(spec).rename_max_tokens))
     ex.attempt += 1
     ex.answer = None

@@ -50,8 +50,8 @@ class Exchange:
     """Bytes of the body as it came, decompressed."""
     wishes: Wishes = NO_WISHES
     """What the request said to proxyd alone."""
-    adds_usage: bool = False
-    """Its client gets the usage of a stream, though its request does not say so."""
+    framed: bool = False
+    """Its stream leaves as frames of protobuf, which end with the usage, though the request does not say so."""
     protocol: str = "json"
     """What the answer leaves in, as the ledger calls it."""
     key: str | None = None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import TABLE, ProxyError
 from proxyd.wire.dialects import decode
-from proxyd.wire.proto_frames import delimited
 from proxyd.wire.proto_stream import ChunkEncoder
 from proxyd.wire.sse import SSE, whole_events
 from proxyd.wire.usage import fault_of
@@ -31,10 +30,8 @@ LEAST_WAIT = 0.001
 class Packer:
     """One stream. `feed`, `end` and `fail` return what leaves now; `emit` is called with what leaves later. `stop` it at the end."""
 
-    def __init__(
-        self, delivery: Delivery, clock: Clock, emit: Callable[[bytes], None], *, frame: Callable[[bytes], bytes] = delimited
-    ) -> None:
-        self._encoder = ChunkEncoder(delivery, frame=frame)
+    def __init__(self, delivery: Delivery, clock: Clock, emit: Callable[[bytes], None], *, handle: bytes = b"") -> None:
+        self._encoder = ChunkEncoder(delivery, handle=handle)
         self._clock = clock
         self._emit = emit
         self._events = SSE(EVENT_LIMIT)
@@ -114,6 +111,11 @@ class Packer:
             self._wait(encoder.deadline)
         if out:
             self._emit(out)
+
+
+def unpackable() -> ProxyError:
+    """The upstream's answer is no stream of events that could be read."""
+    return ProxyError("upstream_bad_response", "The upstream's answer came in a form that cannot be written as protobuf.")
 
 
 def _own_error(event: bytes) -> ProxyError | None:

@@ -53,20 +53,24 @@ class Kept:
     status: int | None
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes | None
+    frames: bytes | None = None
+    """The same answer as frames of protobuf, where it was begun so."""
 
 
-_COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body"
+_COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body, frames"
 _FIND = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND key = ? AND expires_at > ?"  # noqa: S608 - names of columns
 _BY_ID = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE request_id = ?"  # noqa: S608
 _CLAIM = (
     "INSERT INTO idempotency_keys (caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, created_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key) DO UPDATE SET endpoint = excluded.endpoint, "
     "streamed = excluded.streamed, fingerprint = excluded.fingerprint, request_id = excluded.request_id, attempt = excluded.attempt, "
-    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, "
+    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, frames = NULL, "
     "created_at = excluded.created_at, expires_at = excluded.expires_at"
 )
 _BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state = 'running'"
-_FINISH = "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, expires_at = ? WHERE request_id = ?"
+_FINISH = (
+    "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, frames = ?, expires_at = ? WHERE request_id = ?"
+)
 _ABANDON = "UPDATE idempotency_keys SET state = 'failed' WHERE request_id = ? AND state = 'running'"
 # The ledger knows how many attempts a crash has cut short; the claim was written before them.
 _RECOVER = (
@@ -76,10 +80,11 @@ _RECOVER = (
 # The oldest rows, up to so many bytes: `total` is what the rows before one hold.
 _DELETE = (
     "DELETE FROM idempotency_keys WHERE id IN (SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY expires_at, id) - size AS total FROM "
-    "(SELECT id, expires_at, coalesce(length(body), 0) AS size FROM idempotency_keys WHERE state != 'running' AND expires_at <= ? "
+    "(SELECT id, expires_at, coalesce(length(body), 0) + coalesce(length(frames), 0) AS size FROM idempotency_keys "
+    "WHERE state != 'running' AND expires_at <= ? "
     "ORDER BY expires_at LIMIT ?)) WHERE total <= ?)"
 )
-_SIZE = "SELECT coalesce(sum(length(body)), 0) FROM idempotency_keys"
+_SIZE = "SELECT coalesce(sum(length(body)), 0) + coalesce(sum(length(frames)), 0) FROM idempotency_keys"
 _FOREVER = 2**63 - 1
 
 
@@ -126,8 +131,8 @@ class Claims:
     def finish(self, kept: Kept, expires_at: int) -> asyncio.Future[None]:
         """Write what has become of a claim. Done when on disk (strict), or at once; never fails."""
         headers = orjson.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in kept.headers]).decode()
-        params = (kept.state, kept.attempt, kept.status, headers, kept.body, expires_at, kept.request_id)
-        self.size += len(kept.body or b"")
+        params = (kept.state, kept.attempt, kept.status, headers, kept.body, kept.frames, expires_at, kept.request_id)
+        self.size += len(kept.body or b"") + len(kept.frames or b"")
         if self.size > SIZE_LIMIT:
             self.crowded.set()
         return self._db.put(("idempotency_keys", kept.request_id), Upsert(_FINISH, params), wait=self._db.durability is Durability.STRICT)
@@ -165,7 +170,7 @@ def _size(connection: sqlite3.Connection) -> int:
 
 
 def _kept(row: tuple[object, ...]) -> Kept:
-    caller, key, endpoint, streamed, print_, request_id, attempt, state, status, headers, body = row
+    caller, key, endpoint, streamed, print_, request_id, attempt, state, status, headers, body, frames = row
     listed = orjson.loads(headers) if isinstance(headers, str) else []
     return Kept(
         str(caller),
@@ -179,4 +184,5 @@ def _kept(row: tuple[object, ...]) -> Kept:
         status if isinstance(status, int) else None,
         tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in listed),
         body if isinstance(body, bytes) else None,
+        frames if isinstance(frames, bytes) else None,
     )

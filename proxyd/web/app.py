@@ -17,11 +17,11 @@ from proxyd.model import Endpoint
 from proxyd.rules import cors
 from proxyd.web import openapi, streams, usage
 from proxyd.web.downstream import Downstream
-from proxyd.web.protobuf import WRITE, Protobuf, write_models
+from proxyd.web.protobuf import Protobuf, Write, as_chat, as_embeddings, as_models, as_nothing
 from proxyd.wire.negotiate import answer, negotiate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from aiohttp import web
 
@@ -43,8 +43,8 @@ class Row:
     serve: Callable[[Runtime, Downstream, str], Awaitable[None] | None] | Endpoint
     """A relayed Endpoint, or a function of (runtime, client's side, argument) that answers by itself."""
     about: str
-    protobuf: bool = False
-    """It speaks protobuf, too; a path that ends in `.pb` by default."""
+    write: Callable[[Mapping[str, str]], Write] | None = None
+    """It speaks protobuf, too (a path that ends in `.pb` by default): what writes its whole answers, for a query."""
 
 
 def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -106,16 +106,16 @@ def _model(name: str, runtime: Runtime) -> dict[str, object]:
 
 
 ENDPOINTS: tuple[Row, ...] = (
-    Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not", protobuf=True),
-    Row("POST", "/v1/chat/completions.pb", Endpoint.CHAT, "the same, protobuf in and out", protobuf=True),
+    Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not", as_chat),
+    Row("POST", "/v1/chat/completions.pb", Endpoint.CHAT, "the same, protobuf in and out", as_chat),
     Row("POST", "/v1/completions", Endpoint.COMPLETIONS, "text completion, streamed or not"),
-    Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors", protobuf=True),
-    Row("POST", "/v1/embeddings.pb", Endpoint.EMBEDDINGS, "the same, protobuf in and out", protobuf=True),
-    Row("GET", "/v1/models", models, "the models that the caller may use", protobuf=True),
-    Row("GET", "/v1/models.pb", models, "the same, in protobuf", protobuf=True),
-    Row("GET", "/v1/models/", model, "one model", protobuf=True),
-    Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events"),
-    Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream"),
+    Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors", as_embeddings),
+    Row("POST", "/v1/embeddings.pb", Endpoint.EMBEDDINGS, "the same, protobuf in and out", as_embeddings),
+    Row("GET", "/v1/models", models, "the models that the caller may use", as_models),
+    Row("GET", "/v1/models.pb", models, "the same, in protobuf", as_models),
+    Row("GET", "/v1/models/", model, "one model", as_models),
+    Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events", as_nothing),
+    Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream", as_nothing),
     Row("GET", "/v1/usage", usage.used, "what the caller has used, and what it cost"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),
@@ -181,15 +181,16 @@ class App:
 
     def _agree(self, row: Row, request: web.BaseRequest, down: Downstream) -> None:
         """Agree on the forms of request and answer. Raises ProxyError unsupported_media_type, not_acceptable."""
-        named_pb = row.path.endswith(".pb")
-        accept = ", ".join(request.headers.getall("Accept", ())) or None
-        if isinstance(row.serve, Endpoint):
-            if named_pb or (row.protobuf and "protobuf" in request.headers.get("Content-Type", "")):
-                down.encoder = Protobuf(WRITE[row.serve], self._runtime.clock)  # a refusal to agree, too, is said in the form that came
-            down.forms = negotiate(request.headers.get("Content-Type"), accept, speaks_protobuf=row.protobuf, named_pb=named_pb)
-            down.encoder = Protobuf(WRITE[row.serve], self._runtime.clock) if down.forms.answered else None
-        elif row.protobuf and answer(accept, speaks_protobuf=True, otherwise=named_pb):
-            down.encoder = Protobuf(write_models(down.query), self._runtime.clock)
+        named_pb, speaks, kind = row.path.endswith(".pb"), row.write is not None, request.headers.get("Content-Type")
+        protobuf = Protobuf(row.write(down.query), self._runtime.clock) if row.write is not None else None
+        if not isinstance(row.serve, Endpoint):
+            if speaks and answer(down.accept, speaks_protobuf=True, otherwise=named_pb):
+                down.encoder = protobuf
+            return
+        if named_pb or (speaks and "protobuf" in (kind or "")):
+            down.encoder = protobuf  # a refusal to agree, too, is said in the form that came
+        down.forms = negotiate(kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
+        down.encoder = protobuf if down.forms.answered else None
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse what the parser lets through (found by differential tests against nginx and HAProxy)."""

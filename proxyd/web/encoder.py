@@ -31,6 +31,9 @@ class Encoder(Protocol):
     def wish(self, wishes: Wishes) -> None:
         """Learn how the client wants it."""
 
+    def take_frames(self) -> bool:
+        """Whether it writes frames of protobuf; from now on what comes are frames already."""
+
     def head(self, headers: Headers, *, streamed: bool) -> Headers:
         """Choose the headers of an answer."""
 

@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING
 import orjson
 
 from proxyd.errors import ProxyError
-from proxyd.flow.packer import Packer
-from proxyd.model import Endpoint, Format
+from proxyd.flow.packer import Packer, unpackable
+from proxyd.model import Format
 from proxyd.wire import proto_embed, proto_error, proto_reply
 from proxyd.wire._pb import chat_pb2
 from proxyd.wire.meter import format_of
 from proxyd.wire.negotiate import DELIMITED, PROTOBUF
+from proxyd.wire.proto_frames import FrameReader, delimited
+from proxyd.wire.proto_stream import padded
 from proxyd.wire.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
     from proxyd.web.encoder import Emit, Headers
 
-_KEPT = frozenset({b"idempotent-replayed", b"preference-applied", b"allow", b"www-authenticate", b"retry-after", b"vary"})
+_KEPT = frozenset(
+    {b"idempotent-replayed", b"preference-applied", b"allow", b"www-authenticate", b"vary", b"stream-events", b"stream-state"}
+)
 """Headers that stay on lean answers: what they say is said nowhere else."""
 
 
+MAX_FRAMES = 64 << 20
+"""Bytes of one frame that is padded anew."""
 Write = Callable[[bytes, Wishes], bytes]
 """Writes a whole answer of OpenAI's JSON as the message that its endpoint has. Raises ProxyError."""
 
@@ -38,10 +44,27 @@ def write_embeddings(body: bytes, wishes: Wishes) -> bytes:
     return proto_embed.embeddings(body, wishes.vectors)
 
 
-WRITE: dict[Endpoint, Write] = {Endpoint.CHAT: write_chat, Endpoint.EMBEDDINGS: write_embeddings}
+def write_nothing(_body: bytes, _wishes: Wishes) -> bytes:
+    """An empty message: there is nothing to say but that it is done."""
+    return b""
 
 
-def write_models(query: Mapping[str, str]) -> Write:
+def as_chat(_query: Mapping[str, str]) -> Write:
+    """What writes completions."""
+    return write_chat
+
+
+def as_embeddings(_query: Mapping[str, str]) -> Write:
+    """What writes vectors."""
+    return write_embeddings
+
+
+def as_nothing(_query: Mapping[str, str]) -> Write:
+    """What writes empty answers."""
+    return write_nothing
+
+
+def as_models(query: Mapping[str, str]) -> Write:
     """A ListModelsResponse, or one Model; `page_size` and `page_token` stand in the query."""
 
     def write(body: bytes, _wishes: Wishes) -> bytes:
@@ -67,6 +90,8 @@ class Protobuf:
         self._clock = clock
         self._wishes = NO_WISHES
         self._packer: Packer | None = None
+        self._framed = False
+        self._frames = FrameReader(MAX_FRAMES)
 
     @property
     def lean(self) -> bool:
@@ -76,6 +101,20 @@ class Protobuf:
     def wish(self, wishes: Wishes) -> None:
         """Learn how the client wants it."""
         self._wishes = wishes
+
+    def take_frames(self) -> bool:
+        """From now on what comes are frames already."""
+        self._framed = True
+        return True
+
+    def _padded(self, data: bytes) -> bytes:
+        """Frames as this client wants them."""
+        multiple = self._wishes.delivery.pad_to
+        if not self._framed:
+            return b""
+        if multiple < 2:
+            return data
+        return b"".join(padded(message, multiple, delimited) for message in self._frames.feed(data))
 
     def head(self, headers: Headers, *, streamed: bool) -> Headers:
         """Choose the headers: a content type of ours, and what is kept."""
@@ -95,15 +134,17 @@ class Protobuf:
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:
         """Begin a stream."""
+        if self._framed:
+            return self._padded(data)
         names = {name.lower(): value.decode("latin-1") for name, value in headers}
         if b"content-encoding" in names or format_of(names.get(b"content-type"), streamed=True, head=data) is not Format.SSE:
-            raise ProxyError("upstream_bad_response", "The upstream's answer came in a form that cannot be written as protobuf.")
+            raise unpackable()
         self._packer = Packer(self._wishes.delivery, self._clock, emit)
         return self._packer.feed(data)
 
     def feed(self, data: bytes) -> bytes:
         """Take more of the stream."""
-        return self._packer.feed(data) if self._packer is not None else b""
+        return self._packer.feed(data) if self._packer is not None else self._padded(data)
 
     def ping(self) -> bytes:
         """Give an empty frame."""
@@ -111,11 +152,11 @@ class Protobuf:
 
     def end(self, data: bytes) -> bytes:
         """Take the stream's last bytes."""
-        return self._packer.end(data) if self._packer is not None else b""
+        return self._packer.end(data) if self._packer is not None else self._padded(data)
 
     def fail(self, data: bytes) -> bytes:
         """Take the last bytes of a stream that breaks."""
-        return self._packer.fail(data) if self._packer is not None else b""
+        return self._packer.fail(data) if self._packer is not None else self._padded(data)
 
     def stop(self) -> None:
         """Nothing is emitted from now on."""

@@ -8,7 +8,10 @@ import orjson
 
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import authenticate
-from proxyd.flow.claims import forbidden
+from proxyd.flow.claims import forbidden, request_id_of
+from proxyd.web.protobuf import Protobuf, write_chat
+from proxyd.wire.negotiate import answer
+from proxyd.wire.proto import name_bytes
 from proxyd.wire.tape import gone
 
 if TYPE_CHECKING:
@@ -24,6 +27,14 @@ async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
     received = _received(down.query.get("received", "0"))
     broadcast = await _find(runtime, down, name)
     down.request_id = broadcast.request_id
+    framed = broadcast.frames is not None
+    wants = answer(down.accept, speaks_protobuf=True, otherwise=framed)
+    if wants != framed and received:
+        form = "frames of protobuf" if framed else "events"
+        raise ProxyError(
+            "stream_conflict", f"This stream was begun as {form}, and is numbered so: ask for it in that form, or from its start."
+        )
+    down.encoder = Protobuf(write_chat, runtime.clock) if wants else None
     if down.method == "HEAD":
         _tell(broadcast, down)
     else:
@@ -41,7 +52,11 @@ async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
 async def _find(runtime: Runtime, down: Downstream, name: str) -> Broadcast:
     """The stream of that request id or key. Raises ProxyError not_found, stream_forbidden, stream_conflict, stream_gone."""
     caller = await authenticate(runtime, down)
-    found = runtime.running.find(caller.name, name) or await runtime.running.stored(caller.name, name, runtime.clock.now_us())
+    found = None
+    for known in (name, *_told_name(name)):
+        found = (
+            found or runtime.running.find(caller.name, known) or await runtime.running.stored(caller.name, known, runtime.clock.now_us())
+        )
     if found is None:
         raise ProxyError("not_found", "There is no such stream, or it is kept no longer.")
     if found.caller != caller.name:
@@ -53,11 +68,20 @@ async def _find(runtime: Runtime, down: Downstream, name: str) -> Broadcast:
 
 def _tell(broadcast: Broadcast, down: Downstream) -> None:
     """Say how far a stream is, as `Stream-Events` and `Stream-State`; what its GET would answer."""
-    if broadcast.tape.overflowed:
+    tape = broadcast.tape if broadcast.frames is None or down.encoder is None else broadcast.frames.tape
+    if tape.overflowed:
         raise gone()
     state = b"broken" if broadcast.broken else b"done" if broadcast.ended else b"running"
-    headers = [*broadcast.headers, (b"Stream-Events", b"%d" % broadcast.tape.events()), (b"Stream-State", state)]
+    headers = [*broadcast.headers, (b"Stream-Events", b"%d" % tape.events()), (b"Stream-State", state)]
     down.begin(broadcast.status or 200, headers, None, b"")
+
+
+def _told_name(name: str) -> list[str]:
+    """The request id that a protobuf client was told as its handle, if it is one."""
+    try:
+        return [request_id_of(name_bytes(name))]
+    except ProxyError:
+        return []
 
 
 def _received(text: str) -> int:

@@ -29,6 +29,25 @@ def delimited(message: bytes) -> bytes:
     return (bytes((size,)) if size < 128 else varint(size)) + message
 
 
+def frame_sizes(data: bytes) -> list[int]:
+    """Say how long each whole frame is, its length included; what is left of the last one does not count."""
+    sizes = []
+    at = 0
+    while at < len(data):
+        size = shift = 0
+        for here in range(at, min(len(data), at + 5)):
+            size |= (data[here] & 127) << shift
+            shift += 7
+            if data[here] < 128:
+                size += here + 1 - at
+                break
+        if not 0 < size <= len(data) - at:
+            break
+        sizes.append(size)
+        at += size
+    return sizes
+
+
 class FrameReader:
     """Takes a delimited stream as it arrives, in pieces of any size, and gives its messages."""
 

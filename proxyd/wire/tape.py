@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.model import Format
-from proxyd.wire.sse import NDJSON, SSE, whole_events
+from proxyd.wire.proto_frames import frame_sizes
+from proxyd.wire.sse import NDJSON, SSE, Frame, whole_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from proxyd.wire.sse import Frame
 
 
 class Tape:
@@ -67,7 +66,8 @@ class Tape:
     def after(self, events: int) -> int:
         """The position behind the first so many events. Raises ProxyError stream_gone, or invalid_request beyond the end.
 
-        Events are what a client counts: those with data, `[DONE]` included, comments not; for NDJSON, lines.
+        Events are what a client counts: those with data, `[DONE]` included, comments not; for NDJSON, lines; for protobuf,
+        frames, keep-alives included.
         """
         if self.overflowed:
             raise gone()
@@ -93,6 +93,9 @@ class Tape:
         return whole_events(bytes(self._bytes)) if self.format is Format.SSE and self.start == 0 and self._bytes else None
 
     def _frames(self) -> Iterator[Frame]:
+        if self.format is Format.PROTOBUF:
+            yield from (Frame(size, b"") for size in frame_sizes(bytes(self._bytes)))
+            return
         framing = NDJSON(self.limit) if self.format is Format.NDJSON else SSE(self.limit)
         yield from framing.feed(bytes(self._bytes))
         if self.closed and (last := framing.end()) is not None:
