@@ -46,6 +46,11 @@ class Row:
     write: Callable[[Mapping[str, str]], Write] | None = None
     """It speaks protobuf, too (a path that ends in `.pb` by default): what writes its whole answers, for a query."""
 
+    @property
+    def protobuf(self) -> bool:
+        """It speaks protobuf, too."""
+        return self.write is not None
+
 
 def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Say that the process is alive and how its configuration is; what is wrong with it is for the operator alone."""
