@@ -18,6 +18,7 @@ from proxyd.rules import cors
 from proxyd.web import openapi, streams, usage
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import Protobuf, Write, as_chat, as_embeddings, as_models, as_nothing
+from proxyd.wire.body import MAX_MODEL_NAME
 from proxyd.wire.negotiate import answer, negotiate
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
     """Show one model; ids may hold slashes, encoded or raw."""
     caller = await authenticate(runtime, down)
     routes = runtime.snapshot.routes
-    if routes.resolve(argument) is None or not routes.allowed(caller, argument):
+    proper = len(argument) <= MAX_MODEL_NAME and argument.isprintable()  # as a request's body has to name it
+    if not proper or routes.resolve(argument) is None or not routes.allowed(caller, argument):
         raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")
     down.reply(200, [JSON, VARY], orjson.dumps(_model(argument, runtime)))
 
@@ -151,7 +153,7 @@ class App:
         if self._runtime.stopping:
             down.last()
         try:
-            self.check(request)
+            self._sound(request, down)
             if self.shares and (config := self._runtime.snapshot.config.cors) is not None:
                 down.shared = cors.shared(config, request.headers.get("Origin"))
                 if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
@@ -196,6 +198,14 @@ class App:
             down.encoder = protobuf  # a refusal to agree, too, is said in the form that came
         down.forms = negotiate(kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
         down.encoder = protobuf if down.forms.answered else None
+
+    def _sound(self, request: web.BaseRequest, down: Downstream) -> None:
+        """Check the request; behind one that is not sound no other is read on its connection."""
+        try:
+            self.check(request)
+        except ProxyError:
+            down.last()
+            raise
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse what the parser lets through (found by differential tests against nginx and HAProxy)."""

@@ -7,7 +7,6 @@ is `committed`: before it an error can still be said properly, after it a broken
 from __future__ import annotations
 
 import asyncio
-import codecs
 import math
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from aiohttp import web
 from proxyd.errors import ProxyError
 from proxyd.rules.cors import merged
 from proxyd.web.connection import ClientConnection, Sent
-from proxyd.wire import wishes
+from proxyd.wire import text, wishes
 from proxyd.wire.coding import decoder
 from proxyd.wire.negotiate import Forms
 
@@ -76,9 +75,9 @@ class Downstream:
         return wishes.from_protobuf(endpoint, data) if self.forms.asked else wishes.Asked(data, len(data))
 
     async def body(self, limit: int, timeout: float) -> bytes:  # noqa: ASYNC109
-        """Read the whole body: at most `limit` bytes, within `timeout` seconds, valid UTF-8 where it is to be JSON.
+        """Read the whole body: at most `limit` bytes, within `timeout` seconds, UTF-8 and not too deep where it is to be JSON.
 
-        Raises ProxyError: unsupported_media_type, body_too_large, request_timeout, invalid_json (not UTF-8), client_gone.
+        Raises ProxyError: unsupported_media_type, body_too_large, request_timeout, invalid_json (see wire.text), client_gone.
         """
         request = self._request
         coded = decoder(request.headers.get("Content-Encoding"))
@@ -90,10 +89,7 @@ class Downstream:
         if coded is None and content.is_eof() and content.total_bytes <= limit:
             body = content.read_nowait()
             if not self.forms.asked:
-                try:
-                    body.decode()
-                except UnicodeDecodeError:
-                    raise _not_utf8() from None
+                text.check(body)
             return body
         try:
             async with asyncio.timeout(timeout):
@@ -105,18 +101,20 @@ class Downstream:
 
     async def _pieces(self, limit: int, coded: Decoder | None) -> bytes:
         content, pieces, size = self._request.content, [], 0
-        utf8 = None if self.forms.asked else codecs.getincrementaldecoder("utf-8")()
+        checker = None if self.forms.asked else text.Checker()
         while piece := await content.readany():
             if coded is not None:
                 piece = coded.feed(piece, limit - size)
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
-            _utf8(piece, utf8, final=False)
+            if checker is not None:
+                checker.feed(piece)
             pieces.append(piece)
         if coded is not None:
             coded.finish()
-        _utf8(b"", utf8, final=True)
+        if checker is not None:
+            checker.finish()
         return b"".join(pieces)
 
     def _continue(self) -> None:
@@ -297,19 +295,6 @@ def _required(error: ProxyError) -> list[tuple[bytes, bytes]]:
     if error.status == 401:
         told.append((b"WWW-Authenticate", b"Bearer"))
     return told
-
-
-def _utf8(piece: bytes, decoder: codecs.IncrementalDecoder | None, *, final: bool) -> None:
-    """Check piece by piece, so that no body stalls the loop (RFC 8259 8.1: JSON is UTF-8). Without a decoder it is no JSON."""
-    try:
-        if decoder is not None:
-            decoder.decode(piece, final)
-    except UnicodeDecodeError:
-        raise _not_utf8() from None
-
-
-def _not_utf8() -> ProxyError:
-    return ProxyError("invalid_json", "The request body is not valid UTF-8.")
 
 
 def _too_large(limit: int) -> ProxyError:

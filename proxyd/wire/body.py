@@ -7,7 +7,6 @@ Values are carried as the client wrote them; only names are spelled afresh.
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -90,38 +89,10 @@ class _Names:
         return _Name(name)
 
 
-class Utf8Checker:
-    """Says whether a body that comes in pieces is UTF-8 (RFC 8259 8.1), without holding it.
-
-    `feed` every piece in order, then `finish`; both raise ProxyError `invalid_json`. It is for the reader of the body,
-    which can check between two pieces: msgspec skips over the strings that it does not decode, and 32 MiB at once would
-    hold the event loop for tens of milliseconds.
-    """
-
-    __slots__ = ("_decoder",)
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-
-    def feed(self, piece: bytes) -> None:
-        """Check the next piece; a character may be cut at its end."""
-        self._check(piece, final=False)
-
-    def finish(self) -> None:
-        """Check that the body did not end inside a character."""
-        self._check(b"", final=True)
-
-    def _check(self, piece: bytes, *, final: bool) -> None:
-        try:
-            self._decoder.decode(piece, final)
-        except UnicodeDecodeError:
-            raise ProxyError("invalid_json", "The JSON body of your request is not valid UTF-8.") from None
-
-
 def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None) -> Ask:
     """Read the few members that proxyd needs out of a JSON body, and keep the rest raw. `default_model` stands for none.
 
-    The raw values point into `body` and keep it alive. That it is UTF-8 must have been checked by a Utf8Checker.
+    The raw values point into `body` and keep it alive. `wire.text` must have passed it.
     Raises ProxyError `invalid_json` where it is not JSON, else `invalid_request` with `param`.
     """
     fields = _members(body)

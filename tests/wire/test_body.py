@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxyd.errors import ProxyError
 from proxyd.model import Endpoint
-from proxyd.wire.body import MAX_MEMBERS, MAX_MODEL_NAME, Edits, Utf8Checker, parse_ask, upstream_body
+from proxyd.wire.body import MAX_MEMBERS, MAX_MODEL_NAME, Edits, parse_ask, upstream_body
 
 CHAT = Endpoint.CHAT
 
@@ -246,33 +246,6 @@ def test_the_modern_output_limit_is_said_in_the_old_way_too_for_ollama(members: 
 def test_a_route_cannot_change_what_steers_the_exchange(edits: dict) -> None:
     with pytest.raises(ValueError, match="steers"):
         Edits(**edits)
-
-
-@given(st.binary(max_size=60), st.integers(min_value=1, max_value=7))
-def test_utf8_in_pieces_is_judged_as_the_whole(data: bytes, size: int) -> None:
-    def by_pieces() -> bool:
-        checker = Utf8Checker()
-        try:
-            for start in range(0, len(data), size):
-                checker.feed(data[start : start + size])
-            checker.finish()
-        except ProxyError:
-            return False
-        return True
-
-    try:
-        data.decode("utf-8")
-        valid = True
-    except UnicodeDecodeError:
-        valid = False
-    assert by_pieces() is valid
-
-
-def test_a_body_that_ends_inside_a_character_is_refused_at_its_end() -> None:
-    checker = Utf8Checker()
-    checker.feed("é".encode()[:1])
-    with pytest.raises(ProxyError):
-        checker.finish()
 
 
 @given(st.binary(max_size=200))
