@@ -15,7 +15,7 @@ from proxyd.clock import Clock
 from proxyd.config import units
 from proxyd.config.load import load_file
 from proxyd.flow.keyring import Keyring, document
-from proxyd.rules import wishes
+from proxyd.rules import new_key
 from proxyd.store.db import Database, StoreError, database_path
 from proxyd.store.keys import ApiKeys, KeyRefusedError
 
@@ -88,8 +88,8 @@ def _create(desk: _Desk, args: argparse.Namespace) -> int:
     wish = {key: value for key, value in wish.items() if value is not None} | ({"admin": True} if args.admin else {})
     now_us = Clock().now_us()
     try:
-        caller = wishes.caller(wish, now_us)
-    except wishes.WishError as error:
+        caller = new_key.caller(wish, now_us)
+    except new_key.WishError as error:
         raise Failed(str(error)) from error
     if any(key.name == caller.name for key in desk.file_keys):
         raise Failed(f"{caller.name!r} has a key in the configuration; take another name")
@@ -219,8 +219,8 @@ def _hand_over(made: dict[str, Any]) -> None:
 
 def _known(name: str) -> str:
     try:
-        return wishes.name(name)
-    except wishes.WishError as error:
+        return new_key.name(name)
+    except new_key.WishError as error:
         raise Failed(str(error)) from error
 
 

@@ -10,8 +10,8 @@ more than the limit would pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxyd.model import Limits
 
@@ -28,8 +28,7 @@ SLOT_WAIT = 1.0
 """Seconds told where a running exchange must end first: nobody knows when."""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """What is used up under one scope. Holds no settings, so a reload changes the limits and keeps the levels."""
 
     requests: int = 0
@@ -66,8 +65,7 @@ class Refused:
     """Seconds, at most LONGEST_WAIT; None: never, it alone is more than the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """One dimension of one scope, as its headers tell it."""
 
     limit: int
@@ -101,7 +99,7 @@ def settle(level: Level, limits: Limits, reserved: int, used: int, now: float) -
     """
     level = decayed(level, limits, now)
     tokens = level.tokens + used * MINUTE if limits.tpm is not None else 0
-    return replace(level, tokens=tokens, held=max(0, level.held - reserved), running=max(0, level.running - 1))
+    return Level(level.requests, tokens, level.stamp, max(0, level.held - reserved), max(0, level.running - 1))
 
 
 def cancel(level: Level, limits: Limits, reserved: int, granted_at: float, now: float) -> Level:
@@ -112,7 +110,7 @@ def cancel(level: Level, limits: Limits, reserved: int, granted_at: float, now: 
     level = decayed(level, limits, now)
     decay = (limits.rpm or 0) * max(0, _ns(now) - _ns(granted_at))
     requests = max(0, level.requests - max(0, MINUTE - decay))
-    return replace(level, requests=requests, held=max(0, level.held - reserved), running=max(0, level.running - 1))
+    return Level(requests, level.tokens, level.stamp, max(0, level.held - reserved), max(0, level.running - 1))
 
 
 def decayed(level: Level, limits: Limits, now: float) -> Level:

@@ -8,7 +8,7 @@ import orjson
 
 from proxyd.errors import ProxyError
 from proxyd.flow.keyring import document
-from proxyd.rules import wishes
+from proxyd.rules import new_key
 from proxyd.store.db import StoreError
 from proxyd.store.keys import KeyRefusedError
 
@@ -48,8 +48,8 @@ async def create(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Make a key. The answer holds it, this once."""
     asked = await _asked(down)
     try:
-        caller = wishes.caller(asked, runtime.clock.now_us())
-    except wishes.WishError as error:
+        caller = new_key.caller(asked, runtime.clock.now_us())
+    except new_key.WishError as error:
         raise ProxyError("invalid_request", f"{error}.") from None
     auth = runtime.snapshot.config.auth
     if auth is not None and any(key.name == caller.name for key in auth.keys):

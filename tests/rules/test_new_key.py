@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxyd.flow.keyring import written
 from proxyd.model import TOKENS, Budget, Caller, Limits, Per
-from proxyd.rules.wishes import WishError, budget, caller, expiry
+from proxyd.rules.new_key import WishError, budget, caller, expiry
 
 NOW = 1_800_000_000_000_000
 
