@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxyd.cli import config_path
@@ -13,12 +14,13 @@ from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
 from proxyd.config.mistakes import ConfigError, Mistake
 from proxyd.config.safety import Made, refusals
+from proxyd.rules.pricelist import PriceList, unpriced
 from proxyd.store.file import StoreError, database_path
 from proxyd.store.keys import stored
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from proxyd.config.schema import Config
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         loaded = examine_file(path, os.environ)
     except ConfigError as error:
         mistakes = error.mistakes
-    warnings = loaded.warnings if loaded is not None else ()
+    warnings = sorted([*loaded.warnings, *_unpriced(loaded)]) if loaded is not None else ()
     refused = [Mistake(str(path), 1, 1, f"serve refuses to start: {reason}") for reason in (reasons(path, loaded.config) if loaded else ())]
     mistakes = (*mistakes, *refused)
     if args.format == "json":
@@ -63,6 +65,18 @@ def reasons(path: Path, config: Config) -> list[str]:
     from proxyd.daemon.boot import missing_extras  # noqa: PLC0415 - `proxyd check --help` imports no server
 
     return [*refusals(config, made=_made(path, config)), *missing_extras(config)]
+
+
+def _unpriced(loaded: Loaded) -> Iterator[Mistake]:
+    """Warn of routes whose costs will stay unknown."""
+    prices = PriceList()
+    more = ", or install the list: pip install 'proxyd[prices]'" if prices.missing else ""
+    found: dict[str, list[str]] = {}
+    for label, upstream in unpriced(loaded.config, prices, Clock().now_us()):
+        found.setdefault(label, []).append(upstream)
+    for label, upstreams in found.items():
+        where = " and ".join(dict.fromkeys(upstreams))
+        yield replace(loaded.routes[label], message=f"no price is known for {label!r} at {where}: give it a 'price'{more}")
 
 
 def _text(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,6 +32,8 @@ class Loaded:
     warnings: tuple[Mistake, ...]
     files: tuple[Path, ...] = ()
     """What it was read from, the YAML first; a `.env` that is not there counts, for it may come."""
+    routes: Mapping[str, Mistake] = field(default_factory=dict)
+    """Where each model stands, as a warning without words, for who has something to say of it."""
 
 
 def parse(text: str, *, filename: str, secrets: Secrets) -> Config:
@@ -60,7 +62,8 @@ def examine(text: str, *, filename: str, secrets: Secrets, lenient: bool = False
     for name, upstream in values["upstreams"].items():
         if upstream.base_url is not None:
             values["upstreams"][name] = msgspec.structs.replace(upstream, base_url=upstream.base_url.rstrip("/"))
-    return Loaded(Config(**values), tuple(sorted(warnings(draft))))
+    routes = {name: draft.noted(draft.keys["models", name], "") for name in values["models"]}
+    return Loaded(Config(**values), tuple(sorted(warnings(draft))), routes=routes)
 
 
 def load_file(path: Path, environ: Mapping[str, str]) -> Config:

@@ -94,8 +94,12 @@ class Bearers:
         self._issuers: dict[tuple[str, str | None], Issuer] = {}
         self._verified: dict[bytes, tuple[Caller, float]] = {}
 
-    async def find(self, presented: bytes, rules: Sequence[Jwt]) -> Caller:
-        """Say who presents a token. Raises ProxyError invalid_api_key; auth_unavailable where its issuer's keys cannot be had."""
+    async def find(self, presented: bytes, rules: Sequence[Jwt]) -> Caller | None:
+        """Say who presents a token; None for one that does not hold.
+
+        Raises ProxyError invalid_api_key for one that has held and expired, which is no attack and for its client to renew;
+        auth_unavailable where its issuer's keys cannot be had.
+        """
         if rules is not self._rules:
             self._rules = rules
             self._verified.clear()
@@ -106,10 +110,11 @@ class Bearers:
             return known[0]
         try:
             caller, expires = await self._judge(bearer.read_token(presented), rules)
+        except bearer.Expired:
+            raise ProxyError("invalid_api_key", "The token has expired.") from None
         except bearer.Refused as refused:
             log.info("a token was refused: %s", refused)
-            told = "The token has expired." if isinstance(refused, bearer.Expired) else "The token is not valid here."
-            raise ProxyError("invalid_api_key", told) from None
+            return None
         while len(self._verified) >= KEPT:
             del self._verified[next(iter(self._verified))]
         self._verified[place] = caller, expires

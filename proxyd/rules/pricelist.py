@@ -6,6 +6,7 @@ that is called like a famous one costs nothing; what the list does not know is u
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import importlib
 import re
@@ -14,10 +15,13 @@ from decimal import Decimal
 from importlib import metadata, util
 from typing import TYPE_CHECKING, Any
 
+from proxyd.config.schema import Kind
 from proxyd.rules.price import Price, Quote, Rates, nano_per_million, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from proxyd.config.schema import Config
 
 PACKAGE = "genai_prices"
 REMEMBERED = 1024
@@ -25,6 +29,7 @@ REMEMBERED = 1024
 PERIOD = 900
 """Seconds that a quote is good for: some prices depend on the time of day."""
 MAX_NAME = 256
+_TROUBLE = (ImportError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 
 # Which keys of the list are which rates; where the list tells text apart from sound, text is what is not sound.
 _KEYS = {
@@ -81,13 +86,19 @@ class PriceList:
         try:
             self.load()
             quote = self._look_up(address, model, service_tier, at_us)
-        except (ImportError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        except _TROUBLE as error:
             self.trouble, quote = f"{type(error).__name__}: {error}", None  # another version's data: it knows nothing
         with self._lock:
             while len(self._quotes) >= REMEMBERED:
                 del self._quotes[next(iter(self._quotes))]
             self._quotes[address, model, service_tier, at_us // (PERIOD * 1_000_000)] = quote
         return quote
+
+    def knows(self, address: str | None) -> bool:
+        """Whether the list has prices of whoever is at an address. May read the list."""
+        with contextlib.suppress(*_TROUBLE):
+            self.load()
+        return address is not None and any(re.match(each.api_pattern, address) for each in self._providers or ())
 
     def _look_up(self, address: str, model: str, service_tier: str | None, at_us: int) -> Quote | None:
         providers = self._providers or []
@@ -100,6 +111,22 @@ class PriceList:
         prices = found.get_prices(when, {"service_tier": service_tier} if service_tier else None)
         price = _price(vars(prices))
         return None if price is None else quoted(price, self._source)
+
+
+def unpriced(config: Config, prices: PriceList, at_us: int) -> Iterator[tuple[str, str]]:
+    """Find the routes and upstreams whose use will have no known cost. May read the list.
+
+    What runs on one's own machines is not asked after; of a pattern nobody knows which models it will mean, so it counts only
+    where the list does not know the upstream either.
+    """
+    for label, route in config.models.items():
+        for target in route.upstreams if route.price is None else ():
+            spec = config.upstreams[target.upstream]
+            if spec.kind in (Kind.ECHO, Kind.OLLAMA):
+                continue
+            known = prices.knows(spec.base_url) if label.endswith("*") else False
+            if not known and prices.find(spec.base_url, target.model or label, None, at_us) is None:
+                yield label, target.upstream
 
 
 def _price(listed: dict[str, Any]) -> Price | None:

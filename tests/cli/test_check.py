@@ -86,3 +86,38 @@ def test_a_name_cannot_act_on_the_terminal(check):
     _, out, _ = check('upstreams: {"\\e[31m": {kind: ecko}}\nmodels: {m: "\\e[2J"}\n')
     assert "\x1b" not in out
     assert out
+
+
+PRICED = """\
+upstreams:
+  o: {kind: openai, base_url: https://api.openai.com/v1, api_key: "${KEY:-k}"}
+  mine: {kind: openai, base_url: "http://127.0.0.1:8000/v1"}
+  ollama: {kind: ollama}
+models:
+  gpt-4o-mini: o
+  nobody-knows: [o, mine]
+  both: [{upstream: o, model: gpt-4o}, ollama]
+  mine: {upstream: mine, price: {input: 0, output: 0}}
+  "hf/*": mine
+  "gpt-*": o
+"""
+
+
+def test_routes_without_a_price_are_named(check):
+    pytest.importorskip("genai_prices")
+    code, out, _ = check(PRICED)
+    assert code == 0
+    assert out.splitlines()[:-1] == [
+        "config.yaml:7:3: warning: no price is known for 'nobody-knows' at o and mine: give it a 'price'",
+        "config.yaml:10:3: warning: no price is known for 'hf/*' at mine: give it a 'price'",
+    ]
+
+
+def test_without_the_list_it_is_named(check, monkeypatch):
+    monkeypatch.setattr("proxyd.rules.pricelist.installed", lambda: False)
+    code, out, _ = check(PRICED)
+    assert code == 0
+    assert (
+        "6:3: warning: no price is known for 'gpt-4o-mini' at o: give it a 'price', or install the list: pip install 'proxyd[prices]'"
+        in out
+    )

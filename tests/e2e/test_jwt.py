@@ -106,7 +106,7 @@ async def test_a_token_that_does_not_hold_is_401_like_a_wrong_key_and_fetches_no
     daemon = house()
     answer = await call(daemon, bend(origin, key))
     assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
-    assert answer.error()["message"] == "The token is not valid here."
+    assert answer.error()["message"] == "The API key is not valid here."
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert all(request.target in (DISCOVERY, "/keys") for request in origin.requests)
     daemon.child.expect(re.compile("a token was refused"))
@@ -195,3 +195,15 @@ def test_tokens_need_an_extra_and_the_start_says_which(tmp_path):
         child.expect(re.compile(r"pip install 'proxyd\[jwt\]'"))
         assert child.wait() == 1
         child.end()
+
+
+async def test_tokens_that_do_not_hold_are_braked_and_expired_ones_are_not(house, origin):
+    key = Key("k")
+    origin.on("/keys", whole(key_set(key)))
+    daemon = house(limits={"auth_failures": 3})
+    good = key.sign(claims(origin.root))
+    assert (await call(daemon, good)).status == 200
+    for _ in range(6):
+        assert (await call(daemon, key.sign(claims(origin.root, exp=1000)))).status == 401
+    assert {(await call(daemon, key.sign(claims(origin.root, aud=f"x{number}")))).status for number in range(8)} == {401, 429}
+    assert (await call(daemon, good)).status == 200

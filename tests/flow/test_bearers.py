@@ -47,7 +47,8 @@ def found(origin, clock):
     async def find(key: Key | str, rules=rules, **more) -> str:
         token = key if isinstance(key, str) else key.sign(claims(origin.root, exp=int(time.time()) + 1_000_000, **more))
         try:
-            return (await own.find(token.encode(), rules)).name
+            caller = await own.find(token.encode(), rules)
+            return "invalid_api_key" if caller is None else caller.name
         except ProxyError as error:
             return error.code
         finally:
