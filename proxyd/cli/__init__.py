@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "serve": "run the daemon",
     "demo": "run it at once: no file, no key, no network",
+    "top": "a live view: running streams, tokens a second, upstreams",
     "doctor": "check, then the world: upstreams, database, ports, clock, unit",
     "check": "validate the YAML: every mistake at once",
     "keys": "API keys: make, list, rotate, revoke",

@@ -17,6 +17,7 @@ from proxyd.flow.bearers import Bearers
 from proxyd.flow.brake import Brake
 from proxyd.flow.budgets import Budgets
 from proxyd.flow.pricing import price_now
+from proxyd.flow.tally import Tally
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
 from proxyd.rules.pricelist import PriceList
@@ -136,6 +137,7 @@ class Runtime:
         self.cut: ProxyError | None = None
         """Set when what still runs is broken off: why."""
         self.metrics = Metrics(__version__)
+        self.tally = Tally()
         self.brake = Brake(clock)
         self.allowances = Allowances(clock, Budgets(clock, ledger, self.metrics.budget_warned), self.metrics.ratelimited)
         self.gauges: list[Callable[[], None]] = []
@@ -182,6 +184,7 @@ class Runtime:
         """Tell log and metrics of a finished exchange; `row` is None where no upstream was called."""
         ending = _ending(ex, row, self.clock.now_us(), self.clock.monotonic())
         self.metrics.exchange_ended(ending)
+        self.tally.count(ending)
         for observer in self.observers:
             observer(ending)
 

@@ -13,6 +13,7 @@ import orjson
 from proxyd import __version__
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import administrator
+from proxyd.flow.tally import running
 from proxyd.metrics import CONTENT_TYPE
 from proxyd.web import database, keys
 from proxyd.web.app import JSON, App, Row, loading, ready
@@ -47,12 +48,20 @@ async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Show the upstreams as they are now, what runs, what is kept to be sent again, and where the database is."""
+    active = list(runtime.active.values())
     document = {
         "version": __version__,
         "pid": os.getpid(),
+        "started_at": runtime.started_at,
+        "now": runtime.clock.now_us(),
+        "ready": not runtime.unready(),
+        "reasons": runtime.unready(),
         "database": str(runtime.database.path.resolve()),
-        "upstreams": runtime.upstream_states(),
-        "active": len(runtime.active),
+        "ledger_queue": runtime.ledger.backlog,
+        "upstreams": {name: {**facts, **runtime.tally.upstream(name)} for name, facts in runtime.upstream_states().items()},
+        "active": len(active),
+        "totals": runtime.tally.sums(active),
+        "running": running(active, runtime.clock.monotonic()),
         "idempotency": runtime.running.describe(),
     }
     down.reply(200, [JSON], orjson.dumps(document))
