@@ -62,4 +62,9 @@ def _states(config: Config) -> dict[str, str] | None:
         found = ops.ask(config, "GET", "/state")["upstreams"]
     except Failed:
         return None
-    return {name: facts["state"] for name, facts in found.items()}
+    return {name: facts["state"] + _probed(facts.get("probe")) for name, facts in found.items()}
+
+
+def _probed(told: str | None) -> str:
+    """What the last active probe said, if there was one."""
+    return "" if told is None else ", probe ok" if told == "ok" else f", probe failed: {told}"

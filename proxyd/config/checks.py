@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RETRY_WORDS = ("connect", "timeout")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
 _VISIBLE = re.compile("[\x21-\x7e]+")
+_PATH = re.compile("/[\x21-\x7e]{0,1000}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,30}://(?:[a-z0-9_.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _KNOWS_ITS_URL = (Kind.OLLAMA, Kind.HUGGINGFACE, Kind.ECHO)
 _ENDPOINTS = ("/chat/completions", "/completions", "/embeddings", "/models")
@@ -54,6 +55,8 @@ def _upstreams(draft: Draft) -> None:
         draft.mistake(("upstreams",), "'upstreams' is empty; a model needs one")
     for name, upstream in draft.values["upstreams"].items():
         path: Path = ("upstreams", name)
+        if upstream.probe is not None and upstream.probe.path is not None and not _PATH.fullmatch(upstream.probe.path):
+            draft.mistake((*path, "probe", "path"), "'path' must begin with / and hold no spaces, as in /health")
         if upstream.kind is Kind.ECHO:
             for key in ("base_url", "api_key", "api_version"):
                 if getattr(upstream, key) is not None:

@@ -105,6 +105,14 @@ class Timeouts(_Section, frozen=True):
     total: Annotated[Seconds | None, _about("the whole exchange", unit="duration")] = None
 
 
+class Probe(_Section, frozen=True):
+    """Asking an upstream how it is, before a client finds out."""
+
+    every: Annotated[Seconds, _about("between two probes", unit="duration")] = 30.0
+    path: Annotated[str | None, _about("a path of its host, as in /health; none: its list of models")] = None
+    timeout: Annotated[Seconds, _about("for an answer", unit="duration")] = 5.0
+
+
 class Upstream(_Section, frozen=True):
     """One provider account or server."""
 
@@ -117,6 +125,7 @@ class Upstream(_Section, frozen=True):
     max_connections: Annotated[
         int, _about("connections open at once; more requests wait, bounded by the connect timeout"), Meta(ge=1, le=100_000)
     ] = 256
+    probe: Annotated[Probe | None, _about("ask it regularly how it is; two failed probes in a row open its breaker")] = None
     reuse: Annotated[Reuse, _about("safe: keep connections for the next request; never: a new one each time")] = Reuse.SAFE
 
 

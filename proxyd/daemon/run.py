@@ -20,6 +20,7 @@ from proxyd.daemon.reload import Reloader
 from proxyd.daemon.systemd import Notifier, listen_fds, watchdog_interval
 from proxyd.daemon.tls import Certificate, load
 from proxyd.daemon.watch import look, watch
+from proxyd.flow.probes import probe
 from proxyd.web.app import App
 from proxyd.web.connection import Listener
 from proxyd.web.ops import OpsApp
@@ -106,6 +107,7 @@ class Daemon:
             self._runtime.spawn(self._heartbeat.beat()),
             self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
             self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
+            self._runtime.spawn(probe(self._runtime)),
             self._runtime.spawn(self._runtime.allowances.sweep()),
             self._runtime.spawn(self._runtime.keyring.note_use()),
         ]

@@ -13,18 +13,23 @@ if TYPE_CHECKING:
 SMOOTHING = 0.2
 """Weight of the newest time to the first byte in the running mean."""
 SETTINGS = breaker.Settings()
+PROBES = 2
+"""Probes that must fail in a row to open a closed breaker: one may be an accident."""
 
 
 class Health:
     """One upstream's. A call is `begin`, perhaps `spoke`, and exactly one `ended`."""
 
-    __slots__ = ("_breaker", "_budget", "_busy", "_latency")
+    __slots__ = ("_breaker", "_budget", "_busy", "_failed", "_latency", "probe")
 
     def __init__(self) -> None:
         self._breaker = breaker.Breaker()
         self._budget = retry.Budget()
         self._busy = 0
         self._latency: float | None = None
+        self._failed = 0
+        self.probe: str | None = None
+        """What the last active probe said: `ok`, or what was wrong. None where there was none."""
 
     def facts(self, now: float) -> Facts:
         """As the rules want to know it."""
@@ -56,10 +61,32 @@ class Health:
         event = breaker.Event.ABANDONED if abandoned else breaker.event_of(error)
         self._report(event, ticket, now, (error.retry_after or 0.0) if error is not None else 0.0)
 
+    def begin_probe(self, now: float) -> int | None:
+        """Begin an active probe; returns the ticket for `probed`, or None while the breaker wants the upstream left alone."""
+        admitted = breaker.admit(self._breaker, SETTINGS, now)
+        if admitted is None:
+            return None
+        self._breaker = admitted
+        return admitted.epoch
+
+    def probed(self, ticket: int, now: float, problem: str | None) -> None:
+        """Take what a probe found: None if all is well.
+
+        A good one closes a breaker that asks if it may; it does not make up for calls that failed, for a server may list its
+        models and answer nothing.
+        """
+        self.probe = "ok" if problem is None else problem
+        self._failed = 0 if problem is None else self._failed + 1
+        if self._breaker.state is breaker.State.HALF_OPEN:
+            self._report(breaker.Event.SUCCEEDED if problem is None else breaker.Event.FAILED, ticket, now, 0.0)
+        elif self._failed >= PROBES:
+            self._breaker = breaker.trip(self._breaker, SETTINGS, now)
+
     def describe(self, now: float) -> dict[str, object]:
         """As operators want to see it."""
         return {
             "state": self._breaker.state.value,
+            "probe": self.probe,
             "busy": self._busy,
             "first_byte_seconds": None if self._latency is None else round(self._latency, 4),
             "ready_in_seconds": round(breaker.ready_in(self._breaker, now), 1),

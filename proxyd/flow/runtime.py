@@ -55,6 +55,9 @@ if TYPE_CHECKING:
         ) -> Call:
             """Send a request; its answer is pushed into `sink`."""
 
+        async def probe(self, path: str | None) -> int:
+            """Ask for a path of the host, or for the list of models; returns the status. Raises ProxyError when none comes."""
+
         def close(self) -> None:
             """No further calls."""
 

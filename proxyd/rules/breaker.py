@@ -113,6 +113,13 @@ def report(breaker: Breaker, settings: Settings, result: Report) -> Breaker:
     return _TABLE[breaker.state, result.event](breaker, settings, result)
 
 
+def trip(breaker: Breaker, settings: Settings, now: float) -> Breaker:
+    """Open a closed breaker on other evidence than its calls; one that is not closed stays as it is."""
+    if breaker.state is not State.CLOSED:
+        return breaker
+    return _open(breaker, settings, Report(Event.FAILED, now, breaker.epoch))
+
+
 def _same(breaker: Breaker, _settings: Settings, _result: Report) -> Breaker:
     return breaker
 

@@ -62,6 +62,10 @@ class EchoUpstream:
             run.start(400, "json", iter([_refusal(f"echo cannot read this request ({error})")]), paced=False)
         return run
 
+    async def probe(self, path: str | None) -> int:  # noqa: ARG002 - the shape of every upstream
+        """It is always there."""
+        return 200
+
     def close(self) -> None:
         """Nothing to close."""
 
