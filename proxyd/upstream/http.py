@@ -46,7 +46,7 @@ class HttpUpstream:
         Raises ProxyError (upstream_dns, upstream_connect, upstream_tls) when nothing was sent.
         """
         target = self._traits.path(self.spec, self._base, endpoint, model)
-        extra = b"".join(b"%b: %b\r\n" % header for header in headers)
+        extra = b"".join([b"%b: %b\r\n" % header for header in headers])
         head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (target.encode("ascii"), self._fixed, extra, len(body))
         return await self._pool.call(head, body, sink, self.spec.timeouts.connect, fresh=fresh)
 

@@ -52,11 +52,39 @@ class NamedChunk(Chunk, gc=False):
     service_tier: str | None = None
 
 
+class _Message(_Delta, gc=False):
+    thinking: None = None
+
+
+class _WholeChoice(msgspec.Struct, gc=False, rename={"delta": "message", "stray": "delta"}):
+    index: int
+    delta: _Message | None = None
+    finish_reason: str | None = None
+    text: str | None = None
+    stray: None = None
+    usage: None = None
+
+
+class Whole(msgspec.Struct, gc=False):
+    """An ordinary unstreamed answer: a chunk that says everything at once."""
+
+    choices: list[_WholeChoice]
+    usage: Any = None
+    error: None = None
+    x_groq: None = None
+    timings: None = None
+    type: None = None
+    object: Literal["chat.completion", "text_completion", ""] = ""
+    model: str | None = None
+    service_tier: str | None = None
+
+
+decode_whole = msgspec.json.Decoder(Whole).decode
 decode_named = msgspec.json.Decoder(NamedChunk).decode
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
-def read_chunk(answer: Answer, chunk: Chunk) -> None:
+def read_chunk(answer: Answer, chunk: Chunk | Whole) -> None:
     """Take in an ordinary chunk. The hot path; must tell what `_choices` tells of the same document."""
     answer.chat = answer.finishes = True
     for got in chunk.choices:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from proxyd.wire.chunk import Chunk, decode_chunk, decode_named, read_chunk
+from proxyd.wire.chunk import Chunk, decode_chunk, decode_named, decode_whole, read_chunk
 from proxyd.wire.usage import Fault, fault_of, ollama_usage, tgi_usage, usage_of
 
 if TYPE_CHECKING:
@@ -90,6 +90,16 @@ def read_error_field(answer: Answer, value: bytes | bytearray) -> None:
 
 def read_body(answer: Answer, body: bytes | bytearray) -> bool:
     """Take in a whole unstreamed body. False if it is not a JSON object or array: then nothing was read."""
+    if len(body) <= _LARGE:
+        try:
+            whole = decode_whole(body)
+        except (ValueError, RecursionError):  # not an ordinary one
+            whole = None
+        if whole is not None and whole.choices:
+            answer.name_model(whole.model)
+            answer.serve(whole.service_tier)
+            read_chunk(answer, whole)
+            return True
     doc = _decode_large(body) if len(body) > _LARGE else decode(body)
     if not isinstance(doc, (dict, list)):
         return False

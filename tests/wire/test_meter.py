@@ -21,6 +21,9 @@ from proxyd.wire.sse import SSE
 CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
 COUNTERS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
 
+UPSTREAM = (Format.SSE, Format.NDJSON, Format.JSON)
+"""What upstreams send; protobuf is for clients only, and meets no meter."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -375,7 +378,7 @@ def test_an_unknown_coding_passes_unread():
 def test_a_bomb_passes_unread():
     """64 MiB of nothing in 64 KiB: decoding stops early, the bytes go on."""
     bomb = gzip.compress(b"\x00" * (64 << 20))
-    for format_ in Format:
+    for format_ in UPSTREAM:
         meter = Meter(format_, content_encoding="gzip")
         left, held = run(meter, [bomb, b"more"], clean=True)
         assert left + held == bomb + b"more"
@@ -485,7 +488,7 @@ def test_an_error_is_known_as_soon_as_its_event_is_whole():
         b'"' + b"\\u0000" * 1000,
     ],
 )
-@pytest.mark.parametrize("format_", Format)
+@pytest.mark.parametrize("format_", UPSTREAM)
 def test_hostile_documents_pass_and_never_raise(payload, format_):
     frame = {Format.SSE: b"data: " + payload + b"\n\n", Format.NDJSON: payload + b"\n", Format.JSON: payload}[format_]
     meter = Meter(format_)
@@ -529,7 +532,7 @@ def test_a_damaged_stream_reads_the_same_however_it_is_cut(mutated, cuts, clean)
 
 @given(
     st.lists(st.binary(max_size=80), max_size=6),
-    st.sampled_from(Format),
+    st.sampled_from(UPSTREAM),
     st.sampled_from(["identity", "gzip", "deflate", "br"]),
     st.booleans(),
 )
