@@ -39,6 +39,11 @@ class Key:
         kid = {} if self.kid is None else {"kid": self.kid}
         return {**found, "alg": self.algorithm, "use": "sig", **kid, **self.more}
 
+    @property
+    def leaked(self) -> dict[str, Any]:
+        """Both halves, as no key set should have them."""
+        return {**self._shape.to_jwk(self.private, as_dict=True), **self.jwk}
+
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
         """A token, properly signed; `header` adds to its head."""
         kid = {} if self.kid is None else {"kid": self.kid}

@@ -89,7 +89,9 @@ def test_an_algorithm_of_another_kind_of_key_finds_no_key():
     "jwk",
     [
         {"kty": "oct", "k": "c2VjcmV0", "kid": "rsa", "alg": "HS256"},
-        {**RSA.jwk, "d": "AQAB"},
+        RSA.leaked,
+        EC.leaked,
+        ED.leaked,
         {**RSA.jwk, "use": "enc"},
         {**RSA.jwk, "key_ops": ["sign"]},
         {**RSA.jwk, "alg": "RSA-OAEP"},
