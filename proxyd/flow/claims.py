@@ -93,7 +93,8 @@ class Running:
     async def enter(self, ex: Exchange, key: str, runtime: Runtime) -> Verdict:
         """Claim a key for an exchange, or find what stands under it.
 
-        RUN: the claim is on disk and `ex.broadcast` is its own. JOIN, REPLAY: `ex.broadcast` is the other's, to be listened to.
+        RUN: `ex.broadcast` is its own, and the claim is on disk, or left to `write` if the key is certainly new.
+        JOIN, REPLAY: `ex.broadcast` is the other's, to be listened to.
         Raises ProxyError idempotency_key_reused, idempotency_broken, ledger_unavailable.
         """
         assert ex.ask is not None  # noqa: S101 - admit has parsed it
@@ -114,22 +115,27 @@ class Running:
             return verdict
         mine: asyncio.Future[Exchange | Kept] = asyncio.get_running_loop().create_future()
         self._by_key[place] = mine
+        ex.key, ex.request = key, request
         try:
-            taken = await self._take(ex, key, request, runtime)
+            ex.unwritten = self.claims.fresh(*place)
+            taken = None if ex.unwritten else await self._take(ex, runtime)
         except BaseException:
-            del self._by_key[place]
+            self._vacate(ex, place)
             mine.cancel()
             raise
         if taken is not None:
-            del self._by_key[place]
+            self._vacate(ex, place)
             mine.set_result(taken)  # those who waited meanwhile need not look for themselves
             ex.broadcast = _again(taken)
             return Verdict.REPLAY
-        ex.key, ex.request = key, request
         self._names[place] = ex.request_id
         self.open(ex, runtime.clock)
         mine.set_result(ex)
         return Verdict.RUN
+
+    def _vacate(self, ex: Exchange, place: Place) -> None:
+        del self._by_key[place]
+        ex.key = ex.request = None
 
     def open(self, ex: Exchange, clock: Clock) -> None:
         """Let an exchange outlive its client. `close` must follow, once."""
@@ -141,7 +147,7 @@ class Running:
             handle = handle_of(ex.request_id) if ex.key is None else b""  # without a name of its own the client is told one
             broadcast.pack(ex.wishes.delivery, clock, handle)
         broadcast.on_silence = lambda: self._silent(ex)
-        if ex.key is not None:
+        if ex.key is not None and ex.snapshot.config.idempotency.on_broken is OnBroken.CONFLICT:  # else it makes no difference
             broadcast.on_begun = lambda: self.claims.begun(ex.request_id)
         self._by_id[ex.request_id] = ex
 
@@ -222,20 +228,27 @@ class Running:
             raise ProxyError("stream_gone", "This stream broke off. Repeat its request to run it anew.")
         return _again(found) if found.state == ClaimState.DONE else None
 
-    async def _take(self, ex: Exchange, key: str, request: Request, runtime: Runtime) -> Kept | None:
-        assert ex.caller is not None  # noqa: S101
-        config = ex.snapshot.config
-        now = runtime.clock.now_us()
-        expires = now + int(config.storage.retain.idempotency * 1e6)
-        claim = Claim(ex.caller.name, key, request.endpoint, request.streamed, request.fingerprint, ex.request_id, now, expires)
+    def write(self, ex: Exchange, runtime: Runtime) -> asyncio.Future[None] | None:
+        """Write a claim that is not on disk yet; call it in the same moment as `Ledger.open`, so that both are one commit."""
+        if not ex.unwritten:
+            return None
+        ex.unwritten = False
+        written = self.claims.write(_claim(ex, runtime))
+        written.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever awaits the row may be told first
+        return written
+
+    async def _take(self, ex: Exchange, runtime: Runtime) -> Kept | None:
+        request = ex.request
+        assert request is not None  # noqa: S101
+        on_broken = ex.snapshot.config.idempotency.on_broken
 
         def may_run(standing: Kept | None) -> bool:
-            verdict = judge(_standing(standing), request, config.idempotency.on_broken)
+            verdict = judge(_standing(standing), request, on_broken)
             # What is `running` on disk and not here ended without being written (a failing disk): it is worth another try.
             return verdict is not Verdict.REPLAY
 
         try:
-            ex.attempt, standing = await self.claims.take(claim, may_run)
+            ex.attempt, standing = await self.claims.take(_claim(ex, runtime), may_run)
         except StoreError:
             raise ProxyError(
                 "ledger_unavailable", "proxyd cannot write its claims now; nothing was sent to an upstream.", retry_after=2
@@ -285,6 +298,15 @@ async def _other(entry: asyncio.Future[Exchange | Kept]) -> Exchange | Kept | No
     """Wait until the other request has its claim; None if it did not get one."""
     await asyncio.wait([entry])
     return None if entry.cancelled() else entry.result()
+
+
+def _claim(ex: Exchange, runtime: Runtime) -> Claim:
+    assert ex.caller is not None  # noqa: S101 - it has a key
+    assert ex.key is not None  # noqa: S101
+    assert ex.request is not None  # noqa: S101
+    now, request = runtime.clock.now_us(), ex.request
+    expires = now + int(ex.snapshot.config.storage.retain.idempotency * 1e6)
+    return Claim(ex.caller.name, ex.key, request.endpoint, request.streamed, request.fingerprint, ex.request_id, now, expires)
 
 
 def _standing(found: Kept | None) -> Standing | None:

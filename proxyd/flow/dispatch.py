@@ -107,7 +107,10 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ex.answer = None
     row = _row(ex, runtime, target)
     try:
+        claimed = runtime.running.write(ex, runtime)  # in one commit with the row
         await runtime.ledger.open(row)  # on disk before the upstream hears of it: what may cost has a row
+        if claimed is not None:
+            await claimed
     except StoreError:
         raise ProxyError(
             "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2

@@ -90,6 +90,8 @@ class Exchange:
     settled: bool = False
     cost: tuple[int, str] | None = None
     """What it cost, in 10⁻⁹ of a currency, and the currency; None until it is settled, and where no price is known."""
+    unwritten: bool = False
+    """Its claim is not on disk yet."""
     released: bool = False
     """Its claim is finished, its key somebody else's to take."""
     bytes_out: int = 0

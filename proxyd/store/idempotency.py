@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from proxyd.config.schema import Durability
+from proxyd.config.schema import Durability, OnFailure
+from proxyd.store.known import ROOM, Known, collect
 from proxyd.store.writer import Upsert
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxyd.store.db import Database
+    from proxyd.store.writer import Value
 
 PRUNE_ROWS = 100
 PRUNE_BYTES = 4 << 20
@@ -85,6 +87,7 @@ _DELETE = (
     "ORDER BY expires_at LIMIT ?)) WHERE total <= ?)"
 )
 _SIZE = "SELECT coalesce(sum(length(body)), 0) + coalesce(sum(length(frames)), 0) FROM idempotency_keys"
+_NAMES = "SELECT caller, key FROM idempotency_keys"
 _FOREVER = 2**63 - 1
 
 
@@ -93,10 +96,25 @@ class Claims:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._known = Known()
         self.size = 0
         """Bytes of the answers that are kept, as far as is known: exact after `prune`, grown by what was finished since."""
         self.crowded = asyncio.Event()
         """More than SIZE_LIMIT is kept: it is time to prune."""
+
+    def fresh(self, caller: str, key: str) -> bool:
+        """Whether certainly nothing stands under the key, so that `write` may follow without a look. Asked once: it takes note."""
+        fresh = (caller, key) not in self._known
+        self._known.add((caller, key))
+        return fresh
+
+    def write(self, claim: Claim) -> asyncio.Future[None]:
+        """Take a `fresh` key: on disk with what is written in the same moment. Fails with StoreError as `Ledger.open` does."""
+        strict = self._db.durability is Durability.STRICT
+        keep = not strict or self._db.on_failure is OnFailure.SERVE
+        undo = Upsert(_ABANDON, (claim.request_id,))
+        name = ("idempotency_keys claim", claim.request_id)
+        return self._db.put(name, Upsert(_CLAIM, _values(claim, 0)), keep=keep, wait=strict, undo=undo)
 
     def take(self, claim: Claim, judge: Callable[[Kept | None], bool]) -> asyncio.Future[tuple[int, Kept | None]]:
         """Look what stands under the key and, if `judge` says that the claim may run, take it: in one transaction, on disk.
@@ -110,13 +128,7 @@ class Claims:
             if not judge(standing):
                 return 0, standing
             attempts = standing.attempt if standing is not None else 0
-            connection.execute(
-                _CLAIM,
-                (
-                    *(claim.caller, claim.key, claim.endpoint, int(claim.streamed), claim.fingerprint, claim.request_id),
-                    *(attempts, claim.created_at, claim.expires_at),
-                ),
-            )
+            connection.execute(_CLAIM, _values(claim, attempts))
             return attempts, None
 
         return self._db.submit(work, undo=Upsert(_ABANDON, (claim.request_id,)))
@@ -153,6 +165,7 @@ class Claims:
     async def prune(self, now_us: int) -> int:
         """Delete what has expired, a few rows at a time; then the oldest, while more than SIZE_LIMIT is kept. Returns the size kept."""
         self.crowded.clear()
+        await self._learn()
         while await self._delete(now_us):
             pass
         self.size = await self._db.read(_size)
@@ -160,8 +173,27 @@ class Claims:
             self.size = await self._db.read(_size)
         return self.size
 
+    async def _learn(self) -> None:
+        """Find out which keys there are: after the start, and when many have expired since.
+
+        Then it listens for one round first: what was claimed before that is in the file, if the disk is well.
+        """
+        if (self._known.count > ROOM and self._known.listen()) or not self._known.listening or not self._db.healthy:
+            return
+        self._known.learn(*await self._db.read(lambda connection: collect(connection.execute(_NAMES))))
+
     def _delete(self, expired_by: int) -> asyncio.Future[int]:
         return self._db.submit(lambda connection: connection.execute(_DELETE, (expired_by, PRUNE_ROWS, PRUNE_BYTES)).rowcount)
+
+
+def _values(claim: Claim, attempts: int) -> tuple[Value, ...]:
+    """Return the values of _CLAIM."""
+    # fmt: off
+    return (
+        claim.caller, claim.key, claim.endpoint, 1 if claim.streamed else 0, claim.fingerprint, claim.request_id,
+        attempts, claim.created_at, claim.expires_at,
+    )
+    # fmt: on
 
 
 def _size(connection: sqlite3.Connection) -> int:

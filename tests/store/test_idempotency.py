@@ -219,3 +219,41 @@ async def test_a_database_that_cannot_be_written_gives_no_claim(tmp_path):
         other.execute("ROLLBACK")
     other.close()
     await db.close()
+
+
+async def test_a_new_key_needs_no_look_and_a_known_one_does(store):
+    db, claims = store
+    assert not claims.fresh("laptop", "k0")  # nothing is learnt yet
+    await fill(claims, 3, 10)
+    await claims.prune(NOW - 1)
+    assert [claims.fresh("laptop", key) for key in ("k1", "new", "new")] == [False, True, False]
+    await claims.write(claim("new", "rn"))
+    assert query(db.path, "SELECT state, attempt FROM idempotency_keys WHERE key = 'new'") == [("running", 0)]
+    assert (await claims.take(claim("new", "r2"), lambda standing: standing is None))[1].request_id == "rn"
+
+
+async def test_a_claim_and_the_row_of_its_call_are_one_commit(store):
+    db, claims = store
+    ledger = Ledger(db)
+    await ledger.recover(NOW)
+    await claims.prune(NOW)
+    commits = []
+    db.observe = lambda _seconds, writes: commits.append(writes)
+    assert claims.fresh("laptop", "k")
+    written, opened_row = claims.write(claim()), ledger.open(opened(ledger.next_id(), request_id="r1"))
+    await asyncio.gather(written, opened_row)
+    assert commits == [2]
+
+
+async def test_what_is_known_is_made_anew_when_much_has_come_and_gone(store, monkeypatch):
+    _, claims = store
+    monkeypatch.setattr(idempotency, "ROOM", 5)
+    await claims.prune(NOW)
+    await fill(claims, 10, 10)
+    for number in range(10):
+        claims.fresh("laptop", f"k{number}")
+    await claims.prune(NOW + 4)  # listens for one round
+    assert not claims.fresh("laptop", "k2")
+    claims.fresh("laptop", "meanwhile")
+    await claims.prune(NOW + 4)
+    assert [claims.fresh("laptop", key) for key in ("k1", "k7", "meanwhile")] == [True, False, False]
