@@ -12,6 +12,7 @@ from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
 HELP = """Apply the edited YAML to the running daemon: no connection is dropped, running streams finish as they began.
 
@@ -34,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from proxyd.cli import ops  # noqa: PLC0415 - `proxyd --help` reads no YAML
 
     path = config_path(args, os.environ)
-    reply = ops.call(args.ops or ops.address(path, os.environ), "POST", "/reload", key=os.environ.get("PROXYD_ADMIN_KEY"))
+    try:
+        reply = ops.call(args.ops or ops.address(path, os.environ), "POST", "/reload", key=os.environ.get("PROXYD_ADMIN_KEY"))
+    except Failed as error:
+        raise Failed(_unreadable(path) or str(error)) from error
     document = reply.document
     if "ok" not in document:
         raise Failed(reply.error)
@@ -49,6 +53,22 @@ def run(args: argparse.Namespace) -> int:
         count = len(document["mistakes"])
         sys.stderr.write(f"proxyd: not reloaded ({count} mistake{'s' if count > 1 else ''}); the running configuration stays\n")
     return 0 if document["ok"] else 1
+
+
+def _unreadable(path: Path) -> str | None:
+    """What to say where no daemon was found because the file, which names its port, cannot be read: its mistakes go first."""
+    from proxyd.config.load import load_file  # noqa: PLC0415 - only for the bad day
+    from proxyd.config.mistakes import ConfigError  # noqa: PLC0415
+
+    try:
+        load_file(path, os.environ)
+    except ConfigError as error:
+        told = [mistake for mistake in error.mistakes if "is not set" not in mistake.message]  # secrets are the daemon's
+        for mistake in told:
+            print(paint(plain(str(mistake)), RED, sys.stdout))
+        if told:
+            return "not reloaded: the file cannot be read, so its daemon was not found (name it: --ops); the running configuration stays"
+    return None
 
 
 def _good(document: dict[str, Any]) -> None:
