@@ -54,6 +54,8 @@ TABLE: dict[str, Verdict] = {
     "stream_forbidden": Verdict(403, "invalid_request_error", _C, False),
     "idempotency_key_reused": Verdict(409, "invalid_request_error", _C, False),
     "idempotency_broken": Verdict(409, "invalid_request_error", _C, False),
+    "conversation_not_found": Verdict(404, "invalid_request_error", _C, False),
+    "conversation_busy": Verdict(409, "invalid_request_error", _C, False),
     "stream_conflict": Verdict(409, "invalid_request_error", _C, False),
     "stream_gone": Verdict(410, "invalid_request_error", _C, False),
     "request_timeout": Verdict(408, "invalid_request_error", _C, True),

@@ -11,7 +11,6 @@ NOT_BUILT = frozenset(
         "openmeter",
         "otel",
         "shared",
-        "storage.retain.conversations",
     }
 )
 """Keys, by their path; `*` stands for a name or a place in a list."""

@@ -290,6 +290,7 @@ class Retain(_Section, frozen=True):
 
     usage: Annotated[Seconds | None, _about("usage rows; forever for no end", unit="duration")] = None
     idempotency: Annotated[Seconds, _about("claims and the answers kept under them", unit="duration")] = 86400.0
+    conversations: Annotated[Seconds | None, _about("conversations, from their last turn; forever for no end", unit="duration")] = None
 
 
 class Storage(_Section, frozen=True):

@@ -14,11 +14,13 @@ from proxyd.config.zones import zone
 from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.keyring import Keyring
+from proxyd.flow.memory import Memory
 from proxyd.flow.runtime import Runtime, Snapshot
 from proxyd.rules import bearer
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
 from proxyd.rules.price import price_of, quoted
 from proxyd.rules.routes import RouteTable
+from proxyd.store.conversations import Conversations
 from proxyd.store.db import Database, database_path
 from proxyd.store.idempotency import Claims
 from proxyd.store.keys import ApiKeys
@@ -133,6 +135,7 @@ async def runtime(config: Config, database: Database, keyring: Keyring, clock: C
     made = Runtime(snapshot(config, key, clock, None), clock, chance, ledger, Running(claims))
     made.keyring = keyring
     made.database = database
+    made.memory = Memory(Conversations(database))
     metrics = made.metrics
     know(made)
     metrics.ledger_recovered(recovered)

@@ -35,7 +35,9 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
     asked = await down.asked(ex.endpoint, limits.body, limits.body_timeout)
     ex.asked_at = runtime.clock.monotonic()
     ex.raw, ex.bytes_in = asked.body, asked.size
-    ex.ask = body.parse_ask(ex.endpoint, asked.body, ex.caller.default_model)
+    name = wishes.nameless_turn(asked) if ex.endpoint is Endpoint.CHAT else None
+    model = None if name is None else await runtime.memory.model_of(ex.caller.name, name)
+    ex.ask = body.parse_ask(ex.endpoint, asked.body, model or ex.caller.default_model)
     _heed(ex, asked, down)
     key = one_name(key, ex.wishes.handle)
     # Where to, and may they. A model that the caller may not use is told apart from one that does not exist only
@@ -65,7 +67,7 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
     else:
         ex.wishes = asked.wishes
     if ex.wishes.conversation is not None:
-        raise ProxyError("not_implemented", "Conversations are not kept here yet; send the whole history.", param="conversation")
+        ex.raw = wishes.told_apart(ex.ask, ex.wishes)
     encoder = down.encoder
     if encoder is None:
         ex.protocol = "sse" if ex.ask.stream else "json"

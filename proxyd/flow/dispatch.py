@@ -203,4 +203,5 @@ def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:
         streamed=ex.ask.stream,
         created_at=runtime.clock.now_us(),
         bytes_in=ex.bytes_in,
+        conversation_id=f"c_{ex.wishes.conversation}" if ex.wishes.conversation is not None else None,
     )

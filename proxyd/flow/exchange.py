@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.health import Health
+    from proxyd.flow.memory import Recalled
     from proxyd.flow.runtime import Snapshot
     from proxyd.model import Ask, Caller, Endpoint
     from proxyd.rules.idempotency import Request
@@ -54,6 +55,8 @@ class Exchange:
     """Its stream leaves as frames of protobuf, which end with the usage, though the request does not say so."""
     protocol: str = "json"
     """What the answer leaves in, as the ledger calls it."""
+    recalled: Recalled | None = None
+    """The conversation that this is a turn of, once it has been looked up."""
     key: str | None = None
     """The Idempotency-Key that this exchange has claimed."""
     request: Request | None = None

@@ -84,6 +84,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
     """Run an admitted exchange. Raises only cancellation: who asked for it is gone."""
     drained = False
     try:
+        await runtime.memory.recall(ex)  # what was said before comes before what is asked
         await runtime.allowances.reserve(ex)  # here, for a refusal reaches those who joined too, and the claim is given back
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried
         await runtime.running.begun(ex)
@@ -131,6 +132,7 @@ def _leave(ex: Exchange, runtime: Runtime) -> None:
     """Settle once, always, without awaiting; whatever happened."""
     settle(ex, runtime)
     runtime.running.close(ex)
+    runtime.memory.release(ex)
     runtime.active.pop(ex.request_id, None)
 
 

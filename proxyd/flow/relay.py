@@ -14,6 +14,8 @@ from proxyd.flow.watch import Watch
 from proxyd.wire.faults import in_band
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxyd.flow.answer import Answer
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.exchange import Exchange
@@ -30,9 +32,9 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
     down.steer(answer)
     try:
         if answer.streams:
-            _begin(answer, down, STREAM_HEADERS)
+            _begin(ex, answer, down, STREAM_HEADERS)
         else:
-            answer.push = lambda data: _overflow(answer, down, data)
+            answer.push = lambda data: _overflow(ex, answer, down, data)
         if not answer.over:
             watch.start()
             await answer.ended()
@@ -66,7 +68,7 @@ def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
 async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
     """Read an answer to its end though the client has left (`on_disconnect: drain`), then settle it."""
     watch = Watch(ex, answer, None)
-    answer.push = _forget
+    answer.push = _forget if ex.recalled is None else ex.recalled.transcript.feed
     answer.resume()
     watch.start()
     try:
@@ -79,17 +81,29 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
         del runtime.active[ex.request_id]
 
 
-def _begin(answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
+def _begin(ex: Exchange, answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
     down.begin(answer.status, answer.told() + extra, None, ready)
-    answer.push = down.write
+    answer.push = down.write if ex.recalled is None else _heard(ex.recalled.transcript.feed, down.write)
+    if ex.recalled is not None:
+        ex.recalled.transcript.feed(ready)
 
 
-def _overflow(answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:
+def _heard(note: Callable[[bytes], None], pass_on: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """Pass bytes on, and note them for the conversation that they belong to."""
+
+    def push(data: bytes) -> None:
+        pass_on(data)
+        note(data)
+
+    return push
+
+
+def _overflow(ex: Exchange, answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:
     """A document larger than the meter holds passes as it comes."""
     answer.ready.append(data)
-    _begin(answer, down, [])
+    _begin(ex, answer, down, [])
 
 
 def _forget(_data: bytes) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.health import Health
     from proxyd.flow.keyring import Keyring
+    from proxyd.flow.memory import Memory
     from proxyd.model import Caller, Endpoint, LedgerRow
     from proxyd.rules.auth import Keys
     from proxyd.rules.price import Quote
@@ -119,6 +120,7 @@ class Runtime:
         self.chance = chance
         self.ledger = ledger
         self.running = running
+        self.memory: Memory
         self.database: Database
         self.keyring: Keyring
         """Set once by who puts everything together, as the doors are."""
@@ -226,6 +228,7 @@ class Runtime:
             try:
                 before = None if retain.usage is None else now - int(retain.usage * 1e6)
                 await upkeep.prune(self.ledger, self.running.claims, before, now)
+                await self.memory.prune(None if retain.conversations is None else now - int(retain.conversations * 1e6))
             except StoreError as error:
                 log.warning("old rows were not deleted: %s", error)
                 await asyncio.sleep(interval)

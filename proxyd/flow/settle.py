@@ -64,7 +64,9 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
     elif ex.answer is not None and ex.answer.status:
         row.status = ex.answer.status
     row.bytes_out = ex.bytes_out
-    if row.state is not State.DONE:
+    if row.state is State.DONE:
+        runtime.memory.keep(ex)  # in the same group commit
+    else:
         runtime.running.finish(ex, runtime)  # at once: who tries again must find it
     return _close(ex, row, ex.answer, runtime)
 

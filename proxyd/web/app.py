@@ -15,7 +15,7 @@ from proxyd.flow import handler
 from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
 from proxyd.rules import cors
-from proxyd.web import openapi, streams, usage
+from proxyd.web import conversations, openapi, streams, usage
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import Protobuf, Write, as_chat, as_embeddings, as_models, as_nothing
 from proxyd.wire.body import MAX_MODEL_NAME
@@ -123,6 +123,10 @@ ENDPOINTS: tuple[Row, ...] = (
     Row("GET", "/v1/models/", model, "one model", as_models),
     Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events", as_nothing),
     Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream", as_nothing),
+    Row("POST", "/v1/conversations", conversations.begin, "begin a conversation that is remembered here"),
+    Row("GET", "/v1/conversations", conversations.listed, "the caller's conversations, the last used first"),
+    Row("GET", "/v1/conversations/", conversations.one, "a conversation and its messages; `ID/export` or `export` as a file"),
+    Row("DELETE", "/v1/conversations/", conversations.delete, "forget a conversation"),
     Row("GET", "/v1/usage", usage.used, "what the caller has used, and what it cost"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),

@@ -21,7 +21,7 @@ ASKED = 64 * 1024
 
 
 async def prune(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Delete usage rows from before `before_us` (default: as `storage.retain` says), and kept answers whose time is up."""
+    """Delete usage rows from before `before_us` (default: as `storage.retain` says), kept answers and conversations whose time is up."""
     asked = await _asked(runtime, down)
     now, retain = runtime.clock.now_us(), runtime.snapshot.config.storage.retain.usage
     before = asked.get("before_us", None if retain is None else now - int(retain * 1e6))
@@ -29,6 +29,8 @@ async def prune(runtime: Runtime, down: Downstream, _argument: str) -> None:
         raise ProxyError("invalid_request", "`before_us` is a moment in microseconds since the epoch.", param="before_us")
     try:
         done = await upkeep.prune(runtime.ledger, runtime.running.claims, before, now)
+        kept = runtime.snapshot.config.storage.retain.conversations
+        await runtime.memory.prune(None if kept is None else now - int(kept * 1e6))
     except StoreError as error:
         raise ProxyError("ledger_unavailable", str(error)) from error
     down.reply(200, [JSON], orjson.dumps({"usage": done.usage, "kept": done.kept}))

@@ -50,6 +50,7 @@ class Downstream:
         self.headers = self._connection.listener.fields(request.raw_headers)
         self.query = request.rel_url.query
         self.address = self._connection.address
+        self.kind = request.headers.get("Content-Type")
         self.accept = ", ".join(request.headers.getall("Accept", ())) or None
         self.notes: Callable[[], Headers] = tuple
         """What else goes into the head of whichever answer it comes to; asked when the head goes out."""
@@ -121,6 +122,10 @@ class Downstream:
         """RFC 9110 10.1.1: a client that waits for permission to send its body gets it; other expectations are ignored."""
         if self._request.headers.get("Expect", "").lower() == "100-continue" and not self._request.content.is_eof():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def drained(self) -> None:
+        """Wait until the client has taken most of what was written, for answers that are made as fast as they are read."""
+        await self._connection._drain_helper()  # noqa: SLF001 - aiohttp's own writers wait so
 
     def take_frames(self) -> bool:
         """Whether its client wants frames; from now on they are what it is given."""

@@ -1,0 +1,157 @@
+"""Conversations: begin, list, look at, delete and take away what is remembered of one's chats. Each caller sees its own alone."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+import orjson
+
+from proxyd.errors import ProxyError
+from proxyd.flow.admit import authenticate
+from proxyd.flow.memory import not_found
+from proxyd.store.conversations import LATEST, Turn
+from proxyd.store.db import StoreError
+from proxyd.wire.negotiate import negotiate
+from proxyd.wire.proto import name_text
+from proxyd.wire.turn import MAX_MESSAGES
+from proxyd.wire.wishes import conversation_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxyd.flow.runtime import Runtime
+    from proxyd.store.conversations import Stored
+    from proxyd.web.downstream import Downstream
+
+JSON = (b"Content-Type", b"application/json")
+LINES = (b"Content-Type", b"application/jsonl")
+MAX_PAGE = 100
+EXPORTED_AT_ONCE = 20
+"""Conversations that are read for one piece of an export."""
+
+
+class _Begin(msgspec.Struct, forbid_unknown_fields=True):
+    """What a conversation may begin with."""
+
+    model: str = ""
+    messages: list[msgspec.Raw] = []
+
+
+async def begin(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Begin a conversation; a body may bring the model and the first messages, a system prompt for instance."""
+    caller = await authenticate(runtime, down)
+    runtime.check_room()
+    limits = runtime.snapshot.config.limits
+    negotiate(down.kind, None, speaks_protobuf=False)
+    body = await down.body(limits.body, limits.body_timeout)
+    try:
+        asked = msgspec.json.decode(body or b"{}", type=_Begin)
+        messages = tuple(orjson.dumps(msgspec.json.decode(one, type=dict)).decode() for one in asked.messages)
+    except msgspec.ValidationError:
+        raise ProxyError("invalid_request", "The body may have `model`, a name, and `messages`, a list of messages, or be empty.") from None
+    except msgspec.DecodeError:
+        raise ProxyError("invalid_json", "The body is not valid JSON.") from None
+    if len(messages) > MAX_MESSAGES:
+        raise ProxyError("invalid_request", f"A conversation has at most {MAX_MESSAGES} messages.", param="messages")
+    name, now = name_text(os.urandom(12)), runtime.clock.now_us()
+    turn = Turn(caller.name, name, None, 0, messages, asked.model, "{}", down.request_id, now)
+    try:
+        await runtime.memory.store.create(turn)
+    except StoreError:
+        raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
+    _say(down, {"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+
+
+async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """List the caller's conversations, the last used first; `limit` and `after` go through them page by page."""
+    caller = await authenticate(runtime, down)
+    most = _limit(down.query)
+    before = (LATEST, "")
+    if after := down.query.get("after"):
+        last = await runtime.memory.load(caller.name, conversation_name(after))
+        if last is None:
+            raise not_found()
+        before = (last.updated_at, last.name)
+    found = await _page(runtime, caller.name, before, most + 1)
+    _say(down, {"object": "list", "data": [_told(one) for one in found[:most]], "has_more": len(found) > most})
+
+
+async def one(runtime: Runtime, down: Downstream, argument: str) -> None:
+    """Show a conversation with its messages; `ID/export` gives it as a file, `export` all of the caller's, one a line."""
+    caller = await authenticate(runtime, down)
+    if argument == "export":
+        await _export(runtime, down, caller.name)
+        return
+    stored = await runtime.memory.load(caller.name, conversation_name(argument.removesuffix("/export")))
+    if stored is None:
+        raise not_found()
+    if argument.endswith("/export"):
+        disposition = (b"Content-Disposition", b'attachment; filename="c_%b.json"' % stored.name.encode())
+        down.reply(200, [JSON, disposition], _whole(stored))
+    else:
+        down.reply(200, [JSON], _whole(stored))
+
+
+async def delete(runtime: Runtime, down: Downstream, argument: str) -> None:
+    """Delete a conversation with all its messages. A turn that runs in it ends as it would, and is not stored."""
+    caller = await authenticate(runtime, down)
+    name = conversation_name(argument)
+    await runtime.memory.load(caller.name, name)  # what is on its way to the disk comes first
+    try:
+        there = await runtime.memory.store.delete(caller.name, name)
+    except StoreError:
+        raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
+    if not there:
+        raise not_found()
+    _say(down, {"conversation_id": f"c_{name}", "object": "conversation", "deleted": True})
+
+
+async def _export(runtime: Runtime, down: Downstream, caller: str) -> None:
+    """Every conversation of the caller, one a line, as they are read: there may be more than fits in memory."""
+    down.begin(200, [LINES, (b"Content-Disposition", b'attachment; filename="conversations.jsonl"')], None, b"")
+    before = (LATEST, "")
+    while found := await _page(runtime, caller, before, EXPORTED_AT_ONCE):
+        for head in found:
+            stored = await runtime.memory.load(caller, head.name)
+            if stored is not None:
+                await down.drained()
+                down.write(_whole(stored) + b"\n")
+        before = (found[-1].updated_at, found[-1].name)
+    down.finish(b"")
+
+
+async def _page(runtime: Runtime, caller: str, before: tuple[int, str], most: int) -> list[Stored]:
+    try:
+        return await runtime.memory.store.page(caller, before, most)
+    except StoreError:
+        raise ProxyError("ledger_unavailable", "proxyd cannot read its conversations now.", retry_after=2) from None
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    text = query.get("limit", "20")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MAX_PAGE):
+        raise ProxyError("invalid_request", f"`limit` is a number from 1 to {MAX_PAGE}.", param="limit")
+    return int(text)
+
+
+def _told(stored: Stored) -> dict[str, object]:
+    return {
+        "conversation_id": f"c_{stored.name}",
+        "object": "conversation",
+        "model": stored.model or None,
+        "length": stored.length,
+        "created": stored.created_at // 1_000_000,
+        "updated": stored.updated_at // 1_000_000,
+    }
+
+
+def _whole(stored: Stored) -> bytes:
+    """A conversation and its messages, which stand as they are stored."""
+    head = orjson.dumps(_told(stored))
+    return head[:-1] + b',"messages":[' + b",".join(text.encode() for text in stored.messages) + b"]}"
+
+
+def _say(down: Downstream, document: dict[str, object]) -> None:
+    down.reply(200, [JSON], orjson.dumps(document))
