@@ -79,33 +79,6 @@ async def test_kill_9_in_mid_stream_is_interrupted_at_the_next_start(daemon, ori
     assert ids == sorted(set(ids))
 
 
-async def test_rows_that_were_told_survive_kill_9_under_load(daemon, origin):
-    """Whatever answer a client has seen whole has its settled row, whenever the power goes."""
-    origin.on("*", whole(completion("hi")))
-    told: list[str] = []
-
-    async def caller(name: int) -> None:
-        turn = 0
-        while True:
-            model = f"m{name}-{turn}"
-            answer = await ask(daemon.url, PATH, chat(model))
-            assert answer.status == 200
-            told.append(model)
-            turn += 1
-
-    tasks = [asyncio.create_task(caller(name)) for name in range(8)]
-    await becomes(lambda: len(told) > 60 or any(task.done() for task in tasks))
-    daemon.kill()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    states = {row["model"]: row["state"] for row in daemon.rows()}
-    assert len(told) > 60
-    assert [model for model in told if states.get(model) != "done"] == []
-    daemon.start()
-    assert not [row for row in daemon.rows() if row["state"] == "open"]
-
-
 async def test_sigterm_lets_a_running_stream_end_and_takes_no_new_work(daemon, origin):
     gate = Gate()
     origin.on("m", stream(delta("a"), gate, delta("b"), delta("", finish="stop"), DONE))
