@@ -18,6 +18,7 @@ import proxyd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
 COMMANDS: dict[str, str] = {
     "serve": "run the daemon",
@@ -26,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "check, then the world: upstreams, database, ports, clock, unit",
     "check": "validate the YAML: every mistake at once",
     "keys": "API keys: make, list, rotate, revoke",
+    "health": "whether the running daemon is alive, for containers and scripts",
     "reload": "apply the edited YAML to the running daemon",
     "usage": "what was used, by model, caller, upstream or day",
     "models": "the route table as resolved",
@@ -93,6 +95,15 @@ def config_path(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:
     return path
 
 
+def command_of(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """The module of one of COMMANDS, and the parser of its arguments."""
+    command = importlib.import_module(f"{__name__}.{name}")
+    parser = _Parser(prog=f"proxyd {name}", description=command.HELP, epilog=_examples(command.EXAMPLES), formatter_class=_Formatter)
+    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml")
+    command.arguments(parser)
+    return command, parser
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong on one line."""
 
@@ -120,12 +131,9 @@ def _run(argv: Sequence[str]) -> int:
         parser.error("a command comes first")
     if name not in COMMANDS:
         parser.error(f"no such command: {name!r}{meant(name, COMMANDS)}")
-    command = importlib.import_module(f"{__name__}.{name}")
-    parser = _Parser(prog=f"proxyd {name}", description=command.HELP, epilog=_examples(command.EXAMPLES), formatter_class=_Formatter)
-    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml")
-    command.arguments(parser)
+    command, arguments = command_of(name)
     try:
-        code: int = command.run(parser.parse_args(argv[1:]))
+        code: int = command.run(arguments.parse_args(argv[1:]))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         raise Failed(f"{error.mistakes[0].file} has {_count(len(error.mistakes), 'mistake')}") from error
