@@ -37,7 +37,7 @@ async def drain(runtime: Runtime, ports: Sequence[Port], notifier: Notifier, hur
     runtime.stopping = True
     notifier.stopping(_status(runtime))
     notifier.extend_timeout(limit + AFTER)
-    log.info("draining: %s", _status(runtime))
+    log.info(_status(runtime))
     deadline = runtime.clock.monotonic() + limit
     handed = [port for port in ports if port.handed]
     for port in handed:
