@@ -83,13 +83,14 @@ async def test_a_stream_that_breaks_is_priced_by_what_passed(rig):
     assert row["currency"] == "EUR"
 
 
-async def test_a_repeat_under_the_same_key_is_billed_once_and_says_no_cost_from_disk(rig):
+async def test_a_repeat_under_the_same_key_is_billed_once_and_says_what_it_has_cost(rig):
     rig.origin.on("priced", whole(completion("hi", prompt=2000, produced=0)))
     before = len(rig.daemon.rows("priced"))
     answers = [await ask(rig.url, PATH, chat("priced"), **{"idempotency-key": "k1"}) for _ in range(2)]
     assert answers[0].headers["x-proxyd-cost"] == "0.0006 USD"
     assert answers[0].body == answers[1].body
-    assert "x-proxyd-cost" not in answers[1].headers
+    assert answers[1].headers["x-proxyd-cost"] == "0.0006 USD"  # the same head as the first time, and the mark of a replay
+    assert answers[1].headers["idempotent-replayed"] == "true"
     assert len(rig.daemon.rows("priced")) == before + 1
 
 
