@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxyd.config.load import Loaded
+    from proxyd.config.schema import Config
     from proxyd.daemon.systemd import Notifier
     from proxyd.daemon.tls import Certificate
     from proxyd.daemon.watch import State
@@ -87,8 +88,7 @@ class Reloader:
     async def _prepared(self) -> tuple[Loaded, Changes, Snapshot]:
         """Do everything that can fail. Reading and building take long (thousands of routes, a CA bundle): no stream waits for them."""
         old, clock = self.runtime.snapshot, self.runtime.clock
-        loaded = await asyncio.to_thread(self._read)
-        config = applied(old.config, loaded.config)
+        loaded, config, changes = await asyncio.to_thread(self._read, old.config)
         boot.check(config, self.listen, self.runtime.keyring)
         if self.made_key is None and boot.make_key(config, self.runtime.keyring) is not None:
             raise boot.RefusedError(["auth.keys names no key any more, and one is made at start only: restart, or write auth: none"])
@@ -99,11 +99,13 @@ class Reloader:
         fresh = await asyncio.to_thread(boot.snapshot, config, self.made_key, clock, old)
         if self.certificate is not None and tls is not None:
             self.certificate.renew(tls)  # nothing can fail any more
-        return loaded, compare(old.config, loaded.config), fresh
+        return loaded, changes, fresh
 
-    def _read(self) -> Loaded:
+    def _read(self, old: Config) -> tuple[Loaded, Config, Changes]:
+        """The file, what of it may run, and what differs."""
         self.seen = look(self.files)  # before they are read: what changes meanwhile is read again
-        return examine_file(self.file, self.environ)
+        loaded = examine_file(self.file, self.environ)
+        return loaded, applied(old, loaded.config), compare(old, loaded.config)
 
     def _swap(self, fresh: Snapshot) -> None:
         """From here on nothing can fail. Running exchanges keep their snapshot, and with it the doors that they go through."""
