@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import datetime as dt
 import os
@@ -20,7 +21,6 @@ from proxyd.store.db import Database, StoreError, database_path
 from proxyd.store.keys import ApiKeys, KeyRefusedError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Awaitable, Callable
 
     from proxyd.config.schema import Config
@@ -65,6 +65,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     revoke = actions.add_parser("revoke", help="end a caller's keys, now")
     revoke.add_argument("name")
     revoke.add_argument("--key", metavar="PREFIX", help="only the one that is shown so: pxd_AbCd")
+    for each in (create, listing, show, rotate, revoke):
+        each.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="the YAML")
     for each in (listing, show):
         output.add_format(each)
 

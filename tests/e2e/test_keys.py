@@ -86,6 +86,12 @@ async def test_a_made_key_works_at_once_in_each_header_and_is_told_alone_on_stdo
     assert {row["caller"] for row in rig.daemon.rows("small")} >= {"laptop"}
 
 
+async def test_the_configuration_may_be_named_behind_the_action(rig):
+    command = [sys.executable, "-m", "proxyd", "keys", "list", "-c", str(rig.daemon.file)]
+    done = await asyncio.to_thread(subprocess.run, command, cwd="/", env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 async def test_neither_database_nor_log_holds_the_key(rig):
     key = await made(rig, "create", "secret")
     assert await status(rig, key) == 200
