@@ -175,7 +175,7 @@ def plain(text: str) -> object:
         raise ValueError("is empty; write null or quotes")
     if len(text) <= 40 and _INTEGER.fullmatch(text):
         return int(text)
-    if len(text) <= 40 and _NUMBER.fullmatch(text) and not re.match(r"\+|\.|-\.|-?0[0-9]", text) and not text.endswith("."):
+    if len(text) <= 40 and _NUMBER.fullmatch(text) and not re.search(r"^\+|^-?\.|^-?0[0-9]|\.[eE]|\.$", text):
         number = float(text)
         if abs(number) == float("inf"):
             raise ValueError("is too large a number")

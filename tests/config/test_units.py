@@ -167,7 +167,8 @@ def test_a_plain_value_has_its_type(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "010", "1_000", "12:30", "0x1F", ".inf", "1e999", "-1e999", "9" * 5000, "+1", ".5", "5.", "True", "NULL", ""]
+    "text",
+    ["yes", "010", "1_000", "12:30", "0x1F", ".inf", "1e999", "-1e999", "9" * 5000, "+1", ".5", "5.", "1.e3", "0.E0", "True", "NULL", ""],
 )
 def test_an_ambiguous_plain_value_is_refused(text):
     with pytest.raises(ValueError, match=r"^is "):
