@@ -6,7 +6,6 @@ NOT_BUILT = frozenset(
         "auth.keys.*.delivery",
         "delivery",
         "models.*.cache",
-        "models.*.delivery",
         "models.*.log_bodies",
         "openmeter",
         "otel",

@@ -147,6 +147,19 @@ class Retry(_Section, frozen=True):
     )
 
 
+class Delivery(_Section, frozen=True):
+    """How answers are delivered where the client does not say; None leaves it to their format."""
+
+    max_delay_ms: Annotated[
+        Annotated[int, Meta(ge=0, le=10_000)] | None,
+        _about("text is held so long, to share packets; default: 100 for protobuf, 0 for JSON"),
+    ] = None
+    max_bytes: Annotated[Annotated[int, Meta(ge=1, le=65_536)] | None, _about("held text leaves early once it is so much", unit="size")] = (
+        None
+    )
+    compress: Annotated[bool | None, _about("true: whenever the client takes it; false: never; none: when the client asks")] = None
+
+
 class OnDisconnect(enum.StrEnum):
     """What becomes of the upstream when the client leaves."""
 
@@ -218,6 +231,7 @@ class Model(_Section, frozen=True):
     set: Annotated[dict[str, Any], _about("fields added where the client sent none")] = field(default_factory=dict)
     force: Annotated[dict[str, Any], _about("fields that replace the client's")] = field(default_factory=dict)
     drop: Annotated[tuple[str, ...], _about("fields removed")] = ()
+    delivery: Annotated[Delivery, _about("how answers leave where the client does not say")] = Delivery()
     on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = (
         OnDisconnect.CANCEL
     )

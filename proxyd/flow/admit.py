@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from proxyd.config.schema import Delivery
 from proxyd.errors import ProxyError
 from proxyd.flow.claims import key_in, one_name, wants_resumable
 from proxyd.model import Endpoint
 from proxyd.rules.bearer import looks_signed
 from proxyd.rules.idempotency import Verdict
 from proxyd.wire import body, headers, wishes
+from proxyd.wire.delivery import with_defaults
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from proxyd.model import Caller
     from proxyd.web.downstream import Downstream
     from proxyd.wire.wishes import Asked
+
+
+_NOTHING_SAID = Delivery()
 
 
 async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
@@ -50,6 +55,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
         raise ProxyError("model_not_found", f"The model {ex.ask.model!r} does not exist here.{near}", param="model")
     if not routes.allowed(ex.caller, ex.ask.model):
         raise ProxyError("model_not_allowed", f"This key may not use the model {ex.ask.model!r}.", param="model")
+    _agree(ex, down)
     ex.headers = headers.to_upstream(down.headers, stream=ex.ask.stream)
     # Had it before? The claim comes last, so that no refusal uses up a key.
     if key is not None:
@@ -60,7 +66,7 @@ async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
 
 
 def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
-    """Learn what the request says to proxyd alone, and in which form its answer leaves."""
+    """Learn what the request says to proxyd alone."""
     assert ex.ask is not None  # noqa: S101 - parsed before
     if asked.wishes is None:
         ex.ask, ex.wishes = wishes.taken(ex.ask, down.headers)
@@ -68,13 +74,18 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
         ex.wishes = asked.wishes
     if ex.wishes.conversation is not None:
         ex.raw = wishes.told_apart(ex.ask, ex.wishes)
-    encoder = down.encoder
-    if encoder is None:
-        ex.protocol = "sse" if ex.ask.stream else "json"
-        return
-    ex.protocol = encoder.protocol
-    encoder.wish(ex.wishes)
-    if ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:
+
+
+def _agree(ex: Exchange, down: Downstream) -> None:
+    """Settle how the answer is to be delivered, and in which form. Raises ProxyError invalid_request."""
+    assert ex.ask is not None  # noqa: S101 - parsed before
+    asked, default = ex.wishes.delivery, ex.model.delivery
+    if default != _NOTHING_SAID or asked.compress:
+        settled = with_defaults(asked, max_delay_ms=default.max_delay_ms, max_bytes=default.max_bytes, compress=default.compress)
+        ex.wishes = replace(ex.wishes, delivery=settled)
+    framed = down.encoder is not None
+    ex.protocol = down.wish(ex.wishes, streamed=ex.ask.stream, may_compress=default.compress is not False)
+    if framed and ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:
         ex.ask, ex.framed = replace(ex.ask, wants_usage=True), True  # a protobuf stream always ends with its usage
 
 

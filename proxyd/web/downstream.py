@@ -16,7 +16,9 @@ from aiohttp import web
 
 from proxyd.errors import ProxyError
 from proxyd.rules.cors import merged
+from proxyd.web.compressed import Compressed
 from proxyd.web.connection import ClientConnection, Sent
+from proxyd.web.paced import Paced
 from proxyd.wire import text, wishes
 from proxyd.wire.coding import decoder
 from proxyd.wire.negotiate import Forms
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from proxyd.web.connection import Steered
     from proxyd.web.encoder import Encoder
     from proxyd.wire.coding import Decoder
-    from proxyd.wire.wishes import Asked
+    from proxyd.wire.wishes import Asked, Wishes
 
+GZIP_FROM_MS = 200
+"""Frames of protobuf that are held for less are too small for gzip to pay."""
 FLUSH_SECONDS = 5.0
 """How long a broken answer's last bytes may take to reach a client that does not read."""
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -130,6 +134,22 @@ class Downstream:
     def take_frames(self) -> bool:
         """Whether its client wants frames; from now on they are what it is given."""
         return self.encoder is not None and self.encoder.take_frames()
+
+    def wish(self, wishes: Wishes, *, streamed: bool, may_compress: bool) -> str:
+        """Learn how the answer is wanted; says what the ledger calls its form. Raises ProxyError invalid_request."""
+        delivery, inner = wishes.delivery, self.encoder
+        if inner is None:
+            if delivery.pad_to or delivery.omit_reasoning:
+                raise ProxyError("invalid_request", "`pad_to` and `omit_reasoning` need an answer in protobuf.", param="delivery")
+            if delivery.compress or (streamed and delivery.max_delay_ms):
+                self.encoder = Paced(wishes)
+        else:
+            inner.wish(wishes)
+        wants = delivery.compress if inner is None or streamed else True  # protobuf that is whole: whoever takes it wants it small
+        pays = inner is None or not streamed or (delivery.max_delay_ms or 0) >= GZIP_FROM_MS
+        if self.encoder is not None and wants and pays and may_compress:
+            self.encoder = Compressed(self.encoder, self._request.headers.get("Accept-Encoding"))
+        return inner.protocol if inner is not None else "sse" if streamed else "json"
 
     # Answering at once.
 

@@ -6,7 +6,7 @@ The header is `Delivery: max-delay-ms=100, detail=full` (a dictionary of RFC 965
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
@@ -72,6 +72,16 @@ def from_header(value: str) -> Delivery:
             continue
         members[name.replace("-", "_")] = _item(text) if sep else True
     return _read(members)
+
+
+def with_defaults(delivery: Delivery, *, max_delay_ms: int | None, max_bytes: int | None, compress: bool | None) -> Delivery:
+    """Fill in what a route says where the client did not; its `compress: false` holds against the client."""
+    return replace(
+        delivery,
+        max_delay_ms=max_delay_ms if delivery.max_delay_ms is None else delivery.max_delay_ms,
+        max_bytes=min(delivery.max_bytes, max_bytes or MAX_HELD),
+        compress=delivery.compress if compress is None else compress,
+    )
 
 
 def _item(text: str) -> object:
