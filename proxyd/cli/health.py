@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, config_path, ops
+from proxyd.cli import DONE, FAILED, Failed, config_path, ops
 from proxyd.config.load import look_into
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, and say. Raises Failed where none answers."""
     config = look_into(config_path(args, os.environ), os.environ)
+    if config.ops.listen is None and config.tls is not None:
+        raise Failed("the clients' port speaks TLS, under a name that is not known here: give ops.listen a port to ask at")
     listen = config.ops.listen if config.ops.listen is not None else config.listen
     reply = ops.call(listen, "GET", "/ready" if args.ready else "/health")
     well = reply.status == 200
