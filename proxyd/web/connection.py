@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 RESERVED_FILES = 64
 """Descriptors that clients may not use up: the database, look-ups, vocabularies, the listeners themselves."""
+UNSENT_BYTES = 128 * 1024
+"""Of one connection, that wait in the kernel for a client's window; with the transport's own 64 KiB and what one read brings, the
+256 KiB of a stream that are held at most."""
 LOG_SECONDS = 1.0
 """Between two lines that say that connections are refused: a flood of them must not become a flood of log."""
 _FULL = (
@@ -112,6 +115,8 @@ class ClientConnection(web.RequestHandler):
             # tcp(7): ends a connection whose peer has taken nothing for so long, its window closed or itself gone. The kernel
             # counts bytes, so a slow reader is not cut, and a silent one holds nothing of ours for ever.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.write_timeout * 1000))
+            # Else the kernel takes megabytes of an answer before it says that its client does not read.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         super().connection_made(wire)
 
     @property
