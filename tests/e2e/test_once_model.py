@@ -175,6 +175,8 @@ class Once(RuleBasedStateMachine):
             assert len(self.world.runs[place]) == before
             self.runner.run(self.leave(client))
             return
+        if not self.world.runs[place]:
+            del self.claimed[place]  # the breaker let nothing through: no call, no claim
         assert answer is None or answer.status in (200, 503), (answer, answer.body)
         assert len(self.world.runs[place]) <= before + 1
         if place in self.whole:
