@@ -97,6 +97,8 @@ def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
         before = since_us(args.older_than, now, "--older-than")
     else:
         before = None if retain is None else now - int(retain * 1e6)
+    if before is not None and before > now:
+        raise Failed(f"--older-than {plain(args.older_than)} is still to come: that would delete every row")
     asked: dict[str, object] = {} if before is None else {"before_us": before}
 
     async def alone(database: Database) -> dict[str, int]:

@@ -25,8 +25,9 @@ async def prune(runtime: Runtime, down: Downstream, _argument: str) -> None:
     asked = await _asked(runtime, down)
     now, retain = runtime.clock.now_us(), runtime.snapshot.config.storage.retain.usage
     before = asked.get("before_us", None if retain is None else now - int(retain * 1e6))
-    if before is not None and not isinstance(before, int):
-        raise ProxyError("invalid_request", "`before_us` is a moment in microseconds since the epoch.", param="before_us")
+    # A moment that is still to come would empty the ledger.
+    if before is not None and (type(before) is not int or not 0 <= before <= now):
+        raise ProxyError("invalid_request", "`before_us` is a past moment, in microseconds since the epoch.", param="before_us")
     try:
         done = await upkeep.prune(runtime.ledger, runtime.running.claims, before, now)
         kept = runtime.snapshot.config.storage.retain.conversations

@@ -59,6 +59,14 @@ def test_the_whole_care_of_a_database_while_the_daemon_serves(daemon, capsys, tm
     assert told(capsys, "prune", "--older-than", "1970-01-02")["usage"] == 0
     assert main(["db", "prune", "--older-than", "1d"]) == 0
     assert capsys.readouterr().out.startswith("0 usage rows deleted; ")
+    assert main(["db", "prune", "--older-than", "2999-01-01"]) == 1
+    assert "would delete every row" in capsys.readouterr().err
+    for wrong in (2**62, -1, True, "x", 1.5):
+        answer = asyncio.run(ask(daemon.ops, "/db/prune", {"before_us": wrong}))
+        assert (answer.status, answer.error()["param"]) == (400, "before_us")
+    for wrong in ([], b"{", {"database": "/etc/passwd"}):
+        assert asyncio.run(ask(daemon.ops, "/db/vacuum", wrong)).status in {400, 409}
+    assert told(capsys, "check")["rows"]["usage_events"] == 3
     assert set(told(capsys, "vacuum")) == {"before", "after"}
     say(daemon)
     assert told(capsys, "check")["rows"]["usage_events"] == 4
