@@ -63,6 +63,10 @@ TABLE: dict[str, Verdict] = {
     "unsupported_media_type": Verdict(415, "invalid_request_error", _C, False),
     "rate_limit_exceeded": Verdict(429, "requests", _C, True),
     "insufficient_quota": Verdict(429, "insufficient_quota", _C, False),
+    "forbidden_origin": Verdict(403, "invalid_request_error", _C, False),
+    "conflict": Verdict(409, "invalid_request_error", _C, False),
+    "misdirected_request": Verdict(421, "invalid_request_error", _C, False),
+    "unsupported_http_version": Verdict(505, "invalid_request_error", _C, False),
     "client_gone": Verdict(499, "invalid_request_error", _C, False),
     # the upstream
     "upstream_connect": Verdict(502, "upstream_error", _U, True),
@@ -91,8 +95,9 @@ TABLE: dict[str, Verdict] = {
 class ProxyError(Exception):
     """A failure of an exchange. `code` is a key of TABLE; `message` is for the client and must hold no secret.
 
-    `status` overrides the table's (an upstream's own 429 stays 429); `body` is an upstream's own OpenAI-shaped error
-    body, relayed as it is; `retry_after` is in seconds; `allow` lists the methods that a 405 names.
+    `status` overrides the table's for an upstream's own answer (its 429 stays a 429), and for nothing else; `body` is an
+    upstream's own OpenAI-shaped error body, relayed as it is; `retry_after` is in seconds; `allow` lists the methods that a
+    405 names.
     """
 
     def __init__(

@@ -214,7 +214,7 @@ class App:
     def check(self, request: web.BaseRequest) -> None:
         """Refuse what the parser lets through (found by differential tests against nginx and HAProxy)."""
         if request.version not in {(1, 0), (1, 1)}:
-            raise ProxyError("invalid_request", "Only HTTP/1.0 and HTTP/1.1 are spoken here.", status=505)
+            raise ProxyError("unsupported_http_version", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
         if not _HOST.fullmatch(request.headers.get("Host", "")):
             raise ProxyError("invalid_request", "The Host header is not a host name.")
 

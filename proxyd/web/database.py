@@ -57,5 +57,5 @@ async def _asked(runtime: Runtime, down: Downstream) -> dict[str, object]:
         raise ProxyError("invalid_json", "The request is not a JSON object.")
     mine, meant = runtime.database.path.resolve(), asked.get("database")
     if isinstance(meant, str) and Path(meant) != mine:
-        raise ProxyError("invalid_request", f"The proxyd at this port writes {mine}, not {meant[:4096]}.", status=409, param="database")
+        raise ProxyError("conflict", f"The proxyd at this port writes {mine}, not {meant[:4096]}.", param="database")
     return asked

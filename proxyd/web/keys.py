@@ -53,7 +53,7 @@ async def create(runtime: Runtime, down: Downstream, _argument: str) -> None:
         raise ProxyError("invalid_request", f"{error}.") from None
     auth = runtime.snapshot.config.auth
     if auth is not None and any(key.name == caller.name for key in auth.keys):
-        raise ProxyError("invalid_request", f"{caller.name!r} has a key in the configuration; take another name.", status=409)
+        raise ProxyError("conflict", f"{caller.name!r} has a key in the configuration; take another name.")
     secret, key = await _done(runtime.keyring.create(caller))
     _tell(down, {**document(key, runtime.clock.now_us()), "key": secret}, status=201)
 
@@ -92,7 +92,7 @@ async def _done(change: Awaitable[T]) -> T:
     try:
         return await change
     except KeyRefusedError as error:
-        raise ProxyError("invalid_request", str(error), status=409) from None
+        raise ProxyError("conflict", str(error)) from None
     except StoreError as error:
         raise ProxyError("ledger_unavailable", f"The database cannot be written now: {error}", retry_after=2) from None
 

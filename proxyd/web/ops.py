@@ -109,13 +109,13 @@ class OpsApp(App):
         super().check(request)
         # Where a key is needed a rebound page gets nowhere, and the names by which others reach us are not known.
         if not self._guarded and not self._names.fullmatch(request.headers.get("Host", "")):
-            raise ProxyError("invalid_request", "This port answers only to localhost and its own address.", status=421)
+            raise ProxyError("misdirected_request", "This port answers only to localhost and its own address.")
         origin = request.headers.get("Origin")
         # A page of another site may send a POST here without asking; browsers say where it came from (RFC 6454 7.3).
         if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
-            raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
+            raise ProxyError("forbidden_origin", "This port takes no requests from pages of other sites.")
         # Nor does every request of a page have an Origin; Fetch Metadata (W3C) says of all where they come from.
         if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
-            raise ProxyError("invalid_request", "This port takes no requests from pages of other sites.", status=403)
+            raise ProxyError("forbidden_origin", "This port takes no requests from pages of other sites.")
         if self._guarded and request.rel_url.raw_path not in OPEN:
             administrator(self._runtime, request.raw_headers, cast("ClientConnection", request.protocol).address)

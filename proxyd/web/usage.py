@@ -64,7 +64,7 @@ async def priced_again(runtime: Runtime, down: Downstream, _argument: str) -> No
         raise ProxyError("invalid_request", "Send {since_us: microseconds since the epoch, missing: true or false}.")
     mine = str(runtime.database.path.resolve())
     if asked.get("database", mine) != mine:
-        raise ProxyError("invalid_request", f"The proxyd at this port writes {mine}.", status=409, param="database")
+        raise ProxyError("conflict", f"The proxyd at this port writes {mine}.", param="database")
     snapshot = runtime.snapshot
     prices = Prices(snapshot.routes, snapshot.prices, runtime.price_list, snapshot.config.upstreams)
     try:
