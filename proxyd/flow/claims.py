@@ -93,7 +93,7 @@ class Running:
     async def enter(self, ex: Exchange, key: str, runtime: Runtime) -> Verdict:
         """Claim a key for an exchange, or find what stands under it.
 
-        RUN: `ex.broadcast` is its own, and the claim is on disk, or left to `write` if the key is certainly new.
+        RUN: `ex.broadcast` is its own; `write` must follow before an upstream is called. (Who is refused before uses up no key.)
         JOIN, REPLAY: `ex.broadcast` is the other's, to be listened to.
         Raises ProxyError idempotency_key_reused, idempotency_broken, ledger_unavailable.
         """
@@ -117,8 +117,7 @@ class Running:
         self._by_key[place] = mine
         ex.key, ex.request = key, request
         try:
-            ex.unwritten = self.claims.fresh(*place)
-            taken = None if ex.unwritten else await self._take(ex, runtime)
+            taken = await self._standing_answer(ex, place, runtime)
         except BaseException:
             self._vacate(ex, place)
             mine.cancel()
@@ -129,6 +128,7 @@ class Running:
             ex.broadcast = _again(taken)
             return Verdict.REPLAY
         self._names[place] = ex.request_id
+        ex.unwritten = True
         self.open(ex, runtime.clock)
         mine.set_result(ex)
         return Verdict.RUN
@@ -237,23 +237,22 @@ class Running:
         written.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever awaits the row may be told first
         return written
 
-    async def _take(self, ex: Exchange, runtime: Runtime) -> Kept | None:
-        request = ex.request
-        assert request is not None  # noqa: S101
-        on_broken = ex.snapshot.config.idempotency.on_broken
-
-        def may_run(standing: Kept | None) -> bool:
-            verdict = judge(_standing(standing), request, on_broken)
-            # What is `running` on disk and not here ended without being written (a failing disk): it is worth another try.
-            return verdict is not Verdict.REPLAY
-
+    async def _standing_answer(self, ex: Exchange, place: Place, runtime: Runtime) -> Kept | None:
+        """Look what stands under the key: an answer to be sent again, or nothing that keeps the exchange from running."""
+        assert ex.request is not None  # noqa: S101
+        if self.claims.fresh(*place):
+            return None
         try:
-            ex.attempt, standing = await self.claims.take(_claim(ex, runtime), may_run)
+            found = await self.claims.look(*place, runtime.clock.now_us())
         except StoreError:
             raise ProxyError(
-                "ledger_unavailable", "proxyd cannot write its claims now; nothing was sent to an upstream.", retry_after=2
+                "ledger_unavailable", "proxyd cannot read its claims now; nothing was sent to an upstream.", retry_after=2
             ) from None
-        return standing
+        # What is `running` on disk and not here ended without being written (a failing disk): it is worth another try.
+        if judge(_standing(found), ex.request, ex.snapshot.config.idempotency.on_broken) is Verdict.REPLAY:
+            return found
+        ex.attempt = found.attempt if found is not None else 0
+        return None
 
     def _silent(self, ex: Exchange) -> None:
         """Nobody has listened for long enough: stop what still runs."""
@@ -306,7 +305,7 @@ def _claim(ex: Exchange, runtime: Runtime) -> Claim:
     assert ex.request is not None  # noqa: S101
     now, request = runtime.clock.now_us(), ex.request
     expires = now + int(ex.snapshot.config.storage.retain.idempotency * 1e6)
-    return Claim(ex.caller.name, ex.key, request.endpoint, request.streamed, request.fingerprint, ex.request_id, now, expires)
+    return Claim(ex.caller.name, ex.key, request.endpoint, request.streamed, request.fingerprint, ex.request_id, ex.attempt, now, expires)
 
 
 def _standing(found: Kept | None) -> Standing | None:

@@ -14,7 +14,6 @@ from proxyd.store.writer import Upsert
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
 
     from proxyd.store.db import Database
     from proxyd.store.writer import Value
@@ -36,6 +35,8 @@ class Claim:
     streamed: bool
     fingerprint: bytes
     request_id: str
+    attempt: int
+    """The number of the upstream call that it is written for."""
     created_at: int
     expires_at: int
 
@@ -103,35 +104,27 @@ class Claims:
         """More than SIZE_LIMIT is kept: it is time to prune."""
 
     def fresh(self, caller: str, key: str) -> bool:
-        """Whether certainly nothing stands under the key, so that `write` may follow without a look. Asked once: it takes note."""
+        """Whether certainly nothing stands under the key, so that `write` may follow without a `look`. Asked once: it takes note."""
         fresh = (caller, key) not in self._known
         self._known.add((caller, key))
         return fresh
 
     def write(self, claim: Claim) -> asyncio.Future[None]:
-        """Take a `fresh` key: on disk with what is written in the same moment. Fails with StoreError as `Ledger.open` does."""
+        """Take a key that is free: on disk with what is written in the same moment. Fails with StoreError as `Ledger.open` does."""
         strict = self._db.durability is Durability.STRICT
         keep = not strict or self._db.on_failure is OnFailure.SERVE
         undo = Upsert(_ABANDON, (claim.request_id,))
         name = ("idempotency_keys claim", claim.request_id)
-        return self._db.put(name, Upsert(_CLAIM, _values(claim, 0)), keep=keep, wait=strict, undo=undo)
+        return self._db.put(name, Upsert(_CLAIM, _values(claim)), keep=keep, wait=strict, undo=undo)
 
-    def take(self, claim: Claim, judge: Callable[[Kept | None], bool]) -> asyncio.Future[tuple[int, Kept | None]]:
-        """Look what stands under the key and, if `judge` says that the claim may run, take it: in one transaction, on disk.
+    def look(self, caller: str, key: str, now_us: int) -> asyncio.Future[Kept | None]:
+        """What stands under a caller's key, everything counted in that was put before. Fails with StoreError."""
 
-        Done with (attempts so far, None) when taken, or (0, what stands there). Fails with what `judge` raises, or StoreError.
-        """
+        def work(connection: sqlite3.Connection) -> Kept | None:
+            row = connection.execute(_FIND, (caller, key, now_us)).fetchone()
+            return None if row is None else _kept(row)
 
-        def work(connection: sqlite3.Connection) -> tuple[int, Kept | None]:
-            row = connection.execute(_FIND, (claim.caller, claim.key, claim.created_at)).fetchone()
-            standing = None if row is None else _kept(row)
-            if not judge(standing):
-                return 0, standing
-            attempts = standing.attempt if standing is not None else 0
-            connection.execute(_CLAIM, _values(claim, attempts))
-            return attempts, None
-
-        return self._db.submit(work, undo=Upsert(_ABANDON, (claim.request_id,)))
+        return self._db.submit(work)
 
     def begun(self, request_id: str, *, wait: bool = False) -> asyncio.Future[None]:
         """Note that a byte of the answer goes out: after a crash it tells a broken answer from none.
@@ -186,12 +179,12 @@ class Claims:
         return self._db.submit(lambda connection: connection.execute(_DELETE, (expired_by, PRUNE_ROWS, PRUNE_BYTES)).rowcount)
 
 
-def _values(claim: Claim, attempts: int) -> tuple[Value, ...]:
+def _values(claim: Claim) -> tuple[Value, ...]:
     """Return the values of _CLAIM."""
     # fmt: off
     return (
         claim.caller, claim.key, claim.endpoint, 1 if claim.streamed else 0, claim.fingerprint, claim.request_id,
-        attempts, claim.created_at, claim.expires_at,
+        claim.attempt, claim.created_at, claim.expires_at,
     )
     # fmt: on
 

@@ -19,17 +19,13 @@ NOW = 1_800_000_000_000_000
 DAY = 86_400_000_000
 
 
-def claim(key: str = "k", request_id: str = "r1", caller: str = "laptop", created: int = NOW, expires: int = NOW + DAY) -> Claim:
-    return Claim(caller, key, "/v1/chat/completions", True, b"print", request_id, created, expires)
+def claim(key: str = "k", request_id: str = "r1", caller: str = "laptop", expires: int = NOW + DAY) -> Claim:
+    return Claim(caller, key, "/v1/chat/completions", True, b"print", request_id, 1, NOW, expires)
 
 
 def kept(key: str = "k", request_id: str = "r1", state: str = "done", body: bytes | None = b"answer", attempt: int = 1) -> Kept:
     headers = ((b"Content-Type", b"text/event-stream"), (b"X-Odd", b"caf\xe9"))
     return Kept("laptop", key, "/v1/chat/completions", True, b"print", request_id, attempt, state, 200, headers, body)
-
-
-def vacant(standing: Kept | None) -> bool:
-    return standing is None or standing.state != "done"
 
 
 async def start(path, durability=Durability.STRICT):
@@ -50,68 +46,59 @@ async def store(tmp_path):
 
 async def test_a_claim_is_on_disk_when_it_is_told(store):
     db, claims = store
-    assert await claims.take(claim(), vacant) == (0, None)
+    await claims.write(claim())
     assert query(db.path, "SELECT caller, key, state, begun FROM idempotency_keys") == [("laptop", "k", "running", 0)]
 
 
 async def test_what_was_kept_comes_back_byte_for_byte(store):
     _, claims = store
-    await claims.take(claim(), vacant)
+    await claims.write(claim())
     await claims.finish(kept(body=bytes(range(256)) * 100), NOW + DAY)
-    assert await claims.take(claim(request_id="r2"), vacant) == (0, kept(body=bytes(range(256)) * 100))
+    assert await claims.look("laptop", "k", NOW) == kept(body=bytes(range(256)) * 100)
     assert await claims.find("laptop", "k", NOW) == await claims.find("anybody", "r1", NOW) == kept(body=bytes(range(256)) * 100)
 
 
-async def test_the_next_attempt_goes_on_counting(store):
-    _, claims = store
-    await claims.take(claim(), vacant)
-    await claims.finish(kept(state="failed", body=None, attempt=3), NOW + DAY)
-    assert await claims.take(claim(request_id="r2"), vacant) == (3, None)
-
-
-async def test_of_many_who_take_at_once_one_gets_it(store):
+async def test_a_key_that_is_taken_again_holds_the_new_request_alone(store):
     db, claims = store
-    takes = [claims.take(claim(request_id=f"r{n}"), lambda standing: standing is None) for n in range(20)]
-    found = await asyncio.gather(*takes)
-    assert [standing for _, standing in found].count(None) == 1
-    assert query(db.path, "SELECT count(*) FROM idempotency_keys") == [(1,)]
+    await claims.write(claim())
+    await claims.finish(kept(state="broken", attempt=3), NOW + DAY)
+    await claims.write(claim(request_id="r2"))
+    columns = "request_id, state, begun, status, headers, body"
+    assert query(db.path, f"SELECT {columns} FROM idempotency_keys") == [("r2", "running", 0, None, None, None)]
+    await claims.finish(kept(), NOW + DAY)  # of the first one: too late
+    assert (await claims.look("laptop", "k", NOW)).state == "running"
 
 
 async def test_callers_share_no_keys(store):
     _, claims = store
-    await claims.take(claim(), vacant)
+    await claims.write(claim())
     await claims.finish(kept(), NOW + DAY)
-    assert await claims.take(claim(caller="phone", request_id="r2"), vacant) == (0, None)
+    assert await claims.look("phone", "k", NOW) is None
     assert await claims.find("third", "k", NOW) is None
 
 
-async def test_what_the_judge_raises_comes_out_and_changes_nothing(store):
+async def test_a_look_sees_what_was_put_a_moment_ago(store):
+    """A claim that is finished and looked for again in one moment must not seem to run."""
     _, claims = store
-    await claims.take(claim(), vacant)
-    await claims.finish(kept(), NOW + DAY)
-
-    def refuse(_standing):
-        raise KeyError("no")
-
-    with pytest.raises(KeyError):
-        await claims.take(claim(request_id="r2"), refuse)
-    assert await claims.find("laptop", "k", NOW) == kept()
+    claims.write(claim())
+    claims.finish(kept(), NOW + DAY)
+    assert await claims.look("laptop", "k", NOW) == kept()
 
 
 async def test_a_claim_that_nobody_waited_for_does_not_stay_running(store):
     db, claims = store
-    take = claims.take(claim(), vacant)
+    written = claims.write(claim())
     await asyncio.sleep(0)
-    take.cancel()
-    await claims.take(claim(key="other", request_id="r2"), vacant)
-    await claims.take(claim(key="third", request_id="r3"), vacant)
+    written.cancel()
+    for name in ("second", "third"):
+        await claims.write(claim(key=name, request_id=name))
     assert query(db.path, "SELECT state FROM idempotency_keys WHERE key = 'k' AND state = 'running'") == []
 
 
 @pytest.mark.parametrize(("begun", "state"), [(False, "failed"), (True, "broken")])
 async def test_a_crash_leaves_no_claim_running_and_its_attempts_counted(tmp_path, begun, state):
     db, claims = await start(tmp_path / "c.db")
-    await claims.take(claim(), vacant)
+    await claims.write(claim())
     ledger = Ledger(db)
     await ledger.recover(NOW)
     await ledger.settle(settled(opened(ledger.next_id(), request_id="r1", attempt=1)))
@@ -121,7 +108,7 @@ async def test_a_crash_leaves_no_claim_running_and_its_attempts_counted(tmp_path
     await db.close()
     db, claims = await start(tmp_path / "c.db")
     assert query(db.path, "SELECT state, attempt FROM idempotency_keys") == [(state, 2)]
-    assert await claims.take(claim(request_id="r2"), vacant) == (2, None)
+    assert (await claims.look("laptop", "k", NOW)).attempt == 2
     await db.close()
 
 
@@ -133,22 +120,22 @@ async def test_the_start_reads_only_what_was_running(store):
 
 async def test_an_expired_claim_is_none(store):
     _, claims = store
-    await claims.take(claim(), vacant)
+    await claims.write(claim())
     await claims.finish(kept(), NOW + 10)
-    assert (await claims.take(claim(created=NOW + 9, request_id="r2"), vacant))[1] == kept()
-    assert await claims.take(claim(created=NOW + 10, request_id="r2"), vacant) == (0, None)
+    assert await claims.look("laptop", "k", NOW + 9) == kept()
+    assert await claims.look("laptop", "k", NOW + 10) is None
 
 
 async def fill(claims: Claims, count: int, size: int) -> None:
     for number in range(count):
-        await claims.take(claim(key=f"k{number}", request_id=f"r{number}"), vacant)
+        await claims.write(claim(key=f"k{number}", request_id=f"r{number}"))
         await claims.finish(kept(f"k{number}", f"r{number}", body=b"x" * size), NOW + number)
 
 
 async def test_pruning_deletes_what_has_expired_and_never_what_runs(store):
     db, claims = store
     await fill(claims, 10, 100)
-    await claims.take(claim(key="runs", request_id="rr", expires=NOW + 1), vacant)
+    await claims.write(claim(key="runs", request_id="rr", expires=NOW + 1))
     assert await claims.prune(NOW + 4) == claims.size == 500
     assert query(db.path, "SELECT key FROM idempotency_keys ORDER BY key") == [("k5",), ("k6",), ("k7",), ("k8",), ("k9",), ("runs",)]
 
@@ -195,14 +182,14 @@ async def test_others_write_between_two_steps(store, monkeypatch):
     await fill(claims, 30, 10)
     pruning = asyncio.create_task(claims.prune(NOW + 100))
     await asyncio.sleep(0)
-    await claims.take(claim(key="new", request_id="new"), vacant)
+    await claims.write(claim(key="new", request_id="new"))
     assert not pruning.done()
     await pruning
 
 
 async def test_relaxed_tells_at_once_and_writes_all_the_same(tmp_path):
     db, claims = await start(tmp_path / "c.db", Durability.RELAXED)
-    await claims.take(claim(), vacant)
+    await claims.write(claim())
     assert claims.finish(kept(), NOW + DAY).done()
     await db.close()
     assert query(db.path, "SELECT state FROM idempotency_keys") == [("done",)]
@@ -215,7 +202,7 @@ async def test_a_database_that_cannot_be_written_gives_no_claim(tmp_path):
     with sqlite3.connect(db.path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError):
-            await claims.take(claim(), vacant)
+            await claims.write(claim())
         other.execute("ROLLBACK")
     other.close()
     await db.close()
@@ -228,8 +215,8 @@ async def test_a_new_key_needs_no_look_and_a_known_one_does(store):
     await claims.prune(NOW - 1)
     assert [claims.fresh("laptop", key) for key in ("k1", "new", "new")] == [False, True, False]
     await claims.write(claim("new", "rn"))
-    assert query(db.path, "SELECT state, attempt FROM idempotency_keys WHERE key = 'new'") == [("running", 0)]
-    assert (await claims.take(claim("new", "r2"), lambda standing: standing is None))[1].request_id == "rn"
+    assert query(db.path, "SELECT state, attempt FROM idempotency_keys WHERE key = 'new'") == [("running", 1)]
+    assert (await claims.look("laptop", "new", NOW)).request_id == "rn"
 
 
 async def test_a_claim_and_the_row_of_its_call_are_one_commit(store):
