@@ -205,6 +205,14 @@ class Running:
         while self._ended_bytes > ENDED_BYTES:
             self._forget(next(iter(self._ended)))
 
+    async def forget(self, broadcast: Broadcast) -> None:
+        """Forget an answer that has ended, in memory and on disk. Raises ProxyError ledger_unavailable."""
+        self._forget(broadcast.request_id)
+        try:
+            await self.claims.forget(broadcast.request_id)
+        except StoreError:
+            raise ProxyError("ledger_unavailable", "proxyd cannot write its claims now.", retry_after=2) from None
+
     def _forget(self, request_id: str) -> None:
         """Its grace is over, or its room is needed."""
         ended = self._ended.pop(request_id, None)

@@ -74,6 +74,7 @@ _BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state =
 _FINISH = (
     "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, frames = ?, expires_at = ? WHERE request_id = ?"
 )
+_FORGET = "DELETE FROM idempotency_keys WHERE request_id = ? AND state != 'running'"
 _ABANDON = "UPDATE idempotency_keys SET state = 'failed' WHERE request_id = ? AND state = 'running'"
 # The ledger knows how many attempts a crash has cut short; the claim was written before them.
 _RECOVER = (
@@ -150,6 +151,10 @@ class Claims:
             return None if row is None else _kept(row)
 
         return await self._db.read(work)
+
+    def forget(self, request_id: str) -> asyncio.Future[int]:
+        """Delete the claim of a request that has ended, and what is kept under it. Fails with StoreError."""
+        return self._db.submit(lambda connection: connection.execute(_FORGET, (request_id,)).rowcount)
 
     async def recover(self) -> None:
         """Close the claims that an earlier run left running, so that none stays stuck. Once, at start. Raises StoreError."""

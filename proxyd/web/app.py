@@ -12,13 +12,11 @@ import orjson
 
 from proxyd.errors import ProxyError
 from proxyd.flow import handler
-from proxyd.flow.admit import authenticate
 from proxyd.model import Endpoint
 from proxyd.rules import cors
-from proxyd.web import conversations, openapi, streams, usage
+from proxyd.web import conversations, models, openapi, rpc, streams, usage
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import Protobuf, Write, as_chat, as_embeddings, as_models, as_nothing
-from proxyd.wire.body import MAX_MODEL_NAME
 from proxyd.wire.negotiate import answer, negotiate
 
 if TYPE_CHECKING:
@@ -79,23 +77,6 @@ def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
     down.reply(503 if reasons else 200, [JSON], orjson.dumps(document))
 
 
-async def models(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """List the route table as OpenAI lists models: what this caller may use."""
-    caller = await authenticate(runtime, down)
-    listed = [_model(name, runtime) for name in runtime.snapshot.routes.listed(caller)]
-    down.reply(200, [JSON, VARY], orjson.dumps({"object": "list", "data": listed}))
-
-
-async def model(runtime: Runtime, down: Downstream, argument: str) -> None:
-    """Show one model; ids may hold slashes, encoded or raw."""
-    caller = await authenticate(runtime, down)
-    routes = runtime.snapshot.routes
-    proper = len(argument) <= MAX_MODEL_NAME and argument.isprintable()  # as a request's body has to name it
-    if not proper or routes.resolve(argument) is None or not routes.allowed(caller, argument):
-        raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")
-    down.reply(200, [JSON, VARY], orjson.dumps(_model(argument, runtime)))
-
-
 def described(_runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Describe these endpoints to programs."""
     down.reply(200, [JSON, (b"Cache-Control", b"no-cache")], orjson.dumps(openapi.document(ENDPOINTS)))
@@ -108,25 +89,22 @@ def docs(_runtime: Runtime, down: Downstream, _argument: str) -> None:
     down.reply(200, [*headers, (b"X-Content-Type-Options", b"nosniff"), (b"Referrer-Policy", b"no-referrer")], text)
 
 
-def _model(name: str, runtime: Runtime) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": runtime.started_at // 1_000_000, "owned_by": "proxyd"}
-
-
 ENDPOINTS: tuple[Row, ...] = (
     Row("POST", "/v1/chat/completions", Endpoint.CHAT, "chat, streamed or not", as_chat),
     Row("POST", "/v1/chat/completions.pb", Endpoint.CHAT, "the same, protobuf in and out", as_chat),
     Row("POST", "/v1/completions", Endpoint.COMPLETIONS, "text completion, streamed or not"),
     Row("POST", "/v1/embeddings", Endpoint.EMBEDDINGS, "vectors", as_embeddings),
     Row("POST", "/v1/embeddings.pb", Endpoint.EMBEDDINGS, "the same, protobuf in and out", as_embeddings),
-    Row("GET", "/v1/models", models, "the models that the caller may use", as_models),
-    Row("GET", "/v1/models.pb", models, "the same, in protobuf", as_models),
-    Row("GET", "/v1/models/", model, "one model", as_models),
+    Row("GET", "/v1/models", models.listed, "the models that the caller may use", as_models),
+    Row("GET", "/v1/models.pb", models.listed, "the same, in protobuf", as_models),
+    Row("GET", "/v1/models/", models.one, "one model", as_models),
     Row("GET", "/v1/streams/", streams.resume, "go on with a resumable stream behind its first `received` events", as_nothing),
     Row("DELETE", "/v1/streams/", streams.stop, "stop a resumable stream", as_nothing),
     Row("POST", "/v1/conversations", conversations.begin, "begin a conversation that is remembered here"),
     Row("GET", "/v1/conversations", conversations.listed, "the caller's conversations, the last used first"),
     Row("GET", "/v1/conversations/", conversations.one, "a conversation and its messages; `ID/export` or `export` as a file"),
     Row("DELETE", "/v1/conversations/", conversations.delete, "forget a conversation"),
+    *(Row(method, path, serve, (serve.__doc__ or "").split("\n")[0]) for method, path, serve in rpc.METHODS),
     Row("GET", "/v1/usage", usage.used, "what the caller has used, and what it cost"),
     Row("GET", "/health", health, "alive; no key needed"),
     Row("GET", "/ready", ready, "may take traffic; no key needed"),
@@ -200,8 +178,8 @@ class App:
             return
         if named_pb or (speaks and "protobuf" in (kind or "")):
             down.encoder = protobuf  # a refusal to agree, too, is said in the form that came
-        down.forms = negotiate(kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
-        down.encoder = protobuf if down.forms.answered else None
+        forms = negotiate(kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
+        down.binary, down.encoder = forms.asked, protobuf if forms.answered else None
 
     def _sound(self, request: web.BaseRequest, down: Downstream) -> None:
         """Check the request; behind one that is not sound no other is read on its connection."""

@@ -27,6 +27,11 @@ class Compressed:
         return self._inner.protocol
 
     @property
+    def ends(self) -> bool:
+        """As the inner one."""
+        return self._inner.ends
+
+    @property
     def lean(self) -> bool:
         """As the inner one."""
         return self._inner.lean
@@ -46,14 +51,14 @@ class Compressed:
             return found
         return [*found, (b"Content-Encoding", self._coding.encode()), (b"Vary", b"Accept-Encoding")]
 
-    def document(self, status: int, body: bytes) -> bytes:
+    def document(self, body: bytes) -> bytes:
         """Compress a whole answer where it pays. What came coded from the upstream is left as it is."""
-        body = self._inner.document(status, body)
+        body = self._inner.document(body)
         coded = self.protocol == "sse" and body.lstrip()[:1] not in (b"{", b"[")
         self._coding = None if coded or len(body) < LEAST else choose(self._accept, streamed=False)
         return body if self._coding is None else whole(body, self._coding)
 
-    def refusal(self, error: ProxyError) -> tuple[Headers, bytes]:
+    def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """Small: as it is."""
         return self._inner.refusal(error)
 

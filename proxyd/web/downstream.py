@@ -21,7 +21,7 @@ from proxyd.web.connection import ClientConnection, Sent
 from proxyd.web.paced import Paced
 from proxyd.wire import text, wishes
 from proxyd.wire.coding import decoder
-from proxyd.wire.negotiate import Forms
+from proxyd.wire.faults import error_event, kept_refusal
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
@@ -35,6 +35,7 @@ GZIP_FROM_MS = 200
 """Frames of protobuf that are held for less are too small for gzip to pay."""
 FLUSH_SECONDS = 5.0
 """How long a broken answer's last bytes may take to reach a client that does not read."""
+_MARKS = frozenset({b"Idempotent-Replayed"})
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -61,7 +62,10 @@ class Downstream:
         self.shared: list[tuple[bytes, bytes]] = []
         """Which web page may read the answer, whatever it comes to."""
         # What was negotiated
-        self.forms = Forms()
+        self.binary = False
+        """The body is not JSON."""
+        self.reader: Callable[[bytes], Asked] | None = None
+        """Reads the body where that is neither JSON nor plain protobuf."""
         self.encoder: Encoder | None = None
         """Writes the answer in the client's form; None for OpenAI's own."""
         # Answer state
@@ -77,7 +81,9 @@ class Downstream:
     async def asked(self, endpoint: Endpoint, limit: int, timeout: float) -> Asked:  # noqa: ASYNC109
         """Read the request, as OpenAI's JSON whatever it came as. Raises ProxyError as `body` does, and invalid_request."""
         data = await self.body(limit, timeout)
-        return wishes.from_protobuf(endpoint, data) if self.forms.asked else wishes.Asked(data, len(data))
+        if self.reader is not None:
+            return self.reader(data)
+        return wishes.from_protobuf(endpoint, data) if self.binary else wishes.Asked(data, len(data))
 
     async def body(self, limit: int, timeout: float) -> bytes:  # noqa: ASYNC109
         """Read the whole body: at most `limit` bytes, within `timeout` seconds, UTF-8 and not too deep where it is to be JSON.
@@ -93,7 +99,7 @@ class Downstream:
         content = request.content
         if coded is None and content.is_eof() and content.total_bytes <= limit:
             body = content.read_nowait()
-            if not self.forms.asked:
+            if not self.binary:
                 text.check(body)
             return body
         try:
@@ -106,7 +112,7 @@ class Downstream:
 
     async def _pieces(self, limit: int, coded: Decoder | None) -> bytes:
         content, pieces, size = self._request.content, [], 0
-        checker = None if self.forms.asked else text.Checker()
+        checker = None if self.binary else text.Checker()
         while piece := await content.readany():
             if coded is not None:
                 piece = coded.feed(piece, limit - size)
@@ -126,6 +132,10 @@ class Downstream:
         """RFC 9110 10.1.1: a client that waits for permission to send its body gets it; other expectations are ignored."""
         if self._request.headers.get("Expect", "").lower() == "100-continue" and not self._request.content.is_eof():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of that name, which is in lower case."""
+        return next((value.decode("latin-1") for key, value in self.headers if key.lower() == name), None)
 
     async def drained(self) -> None:
         """Wait until the client has taken most of what was written, for answers that are made as fast as they are read."""
@@ -155,16 +165,19 @@ class Downstream:
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer whole. Raises ProxyError upstream_bad_response where the body cannot be written in the client's form."""
-        if self.encoder is not None:
-            body = self._take_ready() or self.encoder.document(status, body)
+        if self.encoder is not None and status >= 400:  # a refusal that is kept under a key
+            status, told, body = self.encoder.refusal(kept_refusal(status, body))
+            headers = [*told, *(header for header in headers if header[0] in _MARKS)]
+        elif self.encoder is not None:
+            body = self._take_ready() or self.encoder.document(body)
             headers = self.encoder.head(headers, streamed=False)
         self._say(status, headers, body)
 
     def refuse(self, error: ProxyError) -> None:
         """Answer with an error, in the client's form, telling SDKs whether to try again."""
         if self.encoder is not None:
-            headers, body = self.encoder.refusal(error)
-            self._say(error.status, [*headers, *_required(error)], body)
+            status, headers, body = self.encoder.refusal(error)
+            self._say(status, [*headers, *_required(error)], body)
             return
         told = [(b"Content-Type", b"application/json")]
         if not error.retry:
@@ -181,7 +194,7 @@ class Downstream:
         """
         if self.encoder is None:
             return self.bytes_out + len(data)
-        self._ready = self.encoder.end(data) if self.committed else self.encoder.document(200, data)
+        self._ready = self.encoder.end(data) if self.committed else self.encoder.document(data)
         return self.bytes_out + len(self._ready)
 
     # Answering piece by piece.
@@ -231,6 +244,10 @@ class Downstream:
         end = self._frame(data)
         self._put(end + b"0\r\n\r\n" if self._chunked else end)
 
+    def fail(self, error: ProxyError) -> None:
+        """Break off what has begun, saying why."""
+        self.abort(error_event(error))
+
     def abort(self, data: bytes = b"") -> None:
         """Break the answer off, after these last bytes: no terminator, so no client can take it for whole."""
         self._keep_alive = False
@@ -240,7 +257,12 @@ class Downstream:
             # Without chunks, only a reset tells a cut from an end (RFC 9112 8); a length would tell by itself, but one way is enough.
             self._transport.abort()
             return
-        self._put(self._frame(data if self.encoder is None else self.encoder.fail(data)))
+        if self.encoder is not None:
+            data = self.encoder.fail(data)
+            if self.encoder.ends:
+                self._put(self._frame(data) + b"0\r\n\r\n")
+                return
+        self._put(self._frame(data))
         self._transport.close()
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._transport.abort)
 

@@ -25,6 +25,10 @@ class Encoder(Protocol):
         """What the ledger calls it."""
 
     @property
+    def ends(self) -> bool:
+        """A stream that breaks says so in its last bytes, and ends as others do."""
+
+    @property
     def lean(self) -> bool:
         """Leave out of the head what the client can do without."""
 
@@ -37,11 +41,11 @@ class Encoder(Protocol):
     def head(self, headers: Headers, *, streamed: bool) -> Headers:
         """Choose the headers of an answer."""
 
-    def document(self, status: int, body: bytes) -> bytes:
+    def document(self, body: bytes) -> bytes:
         """Write an answer that is said at once. Raises ProxyError upstream_bad_response."""
 
-    def refusal(self, error: ProxyError) -> tuple[Headers, bytes]:
-        """Write an error that is the whole answer: its headers and its body."""
+    def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
+        """Write an error that is the whole answer: its status, its headers and its body."""
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:
         """Begin a stream with its first bytes. Raises ProxyError where it cannot be written so."""

@@ -22,6 +22,7 @@ class Paced:
 
     protocol = "sse"
     lean = False
+    ends = False
 
     def __init__(self, wishes: Wishes) -> None:
         self._delay = (wishes.delivery.max_delay_ms or 0) / 1000
@@ -43,18 +44,18 @@ class Paced:
         """All of them."""
         return headers
 
-    def document(self, status: int, body: bytes) -> bytes:  # noqa: ARG002 - whatever the status
+    def document(self, body: bytes) -> bytes:
         """As it is."""
         return body
 
-    def refusal(self, error: ProxyError) -> tuple[Headers, bytes]:
+    def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """As OpenAI shapes it."""
         told = [(b"Content-Type", b"application/json")]
         if not error.retry:
             told.append((b"x-should-retry", b"false"))
         if error.retry_after is not None:
             told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
-        return told, error.document()
+        return error.status, told, error.document()
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:  # noqa: ARG002 - whatever the headers
         """Begin a stream."""

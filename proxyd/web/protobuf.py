@@ -84,6 +84,7 @@ class Protobuf:
     """The answer of one exchange at an endpoint that speaks protobuf."""
 
     protocol = "protobuf"
+    ends = False
 
     def __init__(self, write: Write, clock: Clock) -> None:
         self._write = write
@@ -122,15 +123,13 @@ class Protobuf:
         kept = [header for header in headers if header[0].lower() in _KEPT or (not self.lean and _told(header[0].lower()))]
         return [kind, *kept]
 
-    def document(self, status: int, body: bytes) -> bytes:
-        """Write a whole answer, or the error of an answer that is kept under a key."""
-        if status >= 400:
-            return proto_error.error_body(ProxyError("upstream_refused", "", status=status, body=body))
+    def document(self, body: bytes) -> bytes:
+        """Write a whole answer."""
         return self._write(body, self._wishes)
 
-    def refusal(self, error: ProxyError) -> tuple[Headers, bytes]:
+    def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """Write an error."""
-        return self.head((), streamed=False), proto_error.error_body(error)
+        return error.status, self.head((), streamed=False), proto_error.error_body(error)
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:
         """Begin a stream."""

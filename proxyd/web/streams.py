@@ -41,6 +41,22 @@ async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
         await broadcast.listen(down, received)
 
 
+async def go_on(runtime: Runtime, down: Downstream, name: str, received: int) -> None:
+    """Send the frames that follow the first `received` ones, for a call whose encoder is made already."""
+    broadcast = await _find(runtime, down, name)
+    if broadcast.frames is None and received:
+        raise ProxyError("stream_conflict", "This stream was begun as events, and is numbered so: ask for it from its start.")
+    await broadcast.listen(down, received)
+
+
+async def forget(runtime: Runtime, down: Downstream, name: str) -> None:
+    """Stop a running exchange, and forget what is kept of one that has ended."""
+    broadcast = await _find(runtime, down, name, whole=True)
+    if not runtime.running.stop(broadcast):
+        await runtime.running.forget(broadcast)
+    down.reply(200, [JSON], b"{}")
+
+
 async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
     """Stop a running stream: its upstream is cancelled, its row settled with what was produced."""
     broadcast = await _find(runtime, down, name)
@@ -49,7 +65,7 @@ async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
     down.reply(200, [JSON], orjson.dumps({"id": broadcast.request_id, "object": "stream", "stopped": True}))
 
 
-async def _find(runtime: Runtime, down: Downstream, name: str) -> Broadcast:
+async def _find(runtime: Runtime, down: Downstream, name: str, *, whole: bool = False) -> Broadcast:
     """The stream of that request id or key. Raises ProxyError not_found, stream_forbidden, stream_conflict, stream_gone."""
     caller = await authenticate(runtime, down)
     found = None
@@ -61,7 +77,7 @@ async def _find(runtime: Runtime, down: Downstream, name: str) -> Broadcast:
         raise ProxyError("not_found", "There is no such stream, or it is kept no longer.")
     if found.caller != caller.name:
         raise forbidden()
-    if not found.resumable:
+    if not (found.resumable or whole):
         raise ProxyError("stream_conflict", "This exchange is not a stream; repeat its request to get its answer.")
     return found
 

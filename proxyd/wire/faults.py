@@ -39,6 +39,12 @@ def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
     return _own("upstream_refused", message, status, said, body, retry=False)
 
 
+def kept_refusal(status: int, body: bytes) -> ProxyError:
+    """The error that was kept under a key, and is told again: its document, whose words were an upstream's or ours."""
+    said = _read(body)
+    return ProxyError("upstream_refused", str(said.get("message") or "")[:MESSAGE_LIMIT], status=status, retry=False, body=body)
+
+
 def in_band(fault: Fault | None, secret: str | None) -> ProxyError:
     """What an error said inside a 200 means, before anything of it reached the client."""
     fault = fault or Fault()

@@ -16,8 +16,8 @@ from msgspec.json import Decoder
 from proxyd.errors import ProxyError
 from proxyd.model import Ask, Endpoint
 from proxyd.wire.delivery import Delivery, from_header, from_members
-from proxyd.wire.proto import chat, name_bytes, name_text
-from proxyd.wire.proto_embed import FLOAT32, embeddings_request
+from proxyd.wire.proto import ChatRequest, chat, name_bytes, name_text
+from proxyd.wire.proto_embed import FLOAT32, EmbeddingsRequest, embeddings_request
 from proxyd.wire.proto_text import write
 
 if TYPE_CHECKING:
@@ -96,12 +96,20 @@ def conversation_name(text: str) -> str:
 def from_protobuf(endpoint: Endpoint, data: bytes) -> Asked:
     """Read a protobuf request. Raises ProxyError invalid_request."""
     if endpoint is Endpoint.EMBEDDINGS:
-        embeddings = embeddings_request(data)
-        return Asked(embeddings.body, len(data), Wishes(vectors=embeddings.encoding))
-    asked = chat(data)
+        return of_embeddings(embeddings_request(data), len(data))
+    return of_chat(chat(data), len(data))
+
+
+def of_embeddings(asked: EmbeddingsRequest, size: int) -> Asked:
+    """Take an embeddings request that came as so many bytes."""
+    return Asked(asked.body, size, Wishes(vectors=asked.encoding))
+
+
+def of_chat(asked: ChatRequest, size: int) -> Asked:
+    """Take a chat request that came as so many bytes."""
     handle = name_text(asked.handle) if asked.handle else None
     conversation = name_text(asked.conversation) if asked.conversation else None
-    return Asked(asked.body, len(data), Wishes(asked.delivery, handle, conversation, asked.history))
+    return Asked(asked.body, size, Wishes(asked.delivery, handle, conversation, asked.history))
 
 
 def taken(ask: Ask, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Ask, Wishes]:
