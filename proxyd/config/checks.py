@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from proxyd.config.mistakes import Mistake
     from proxyd.config.read import Draft, Path
-    from proxyd.config.schema import Price
+    from proxyd.config.schema import Otel, Price
 
 RETRY_WORDS = ("connect", "timeout")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
 _VISIBLE = re.compile("[\x21-\x7e]+")
+_VALUE = re.compile("[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PATH = re.compile("/[\x21-\x7e]{0,1000}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,30}://(?:[a-z0-9_.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _KNOWS_ITS_URL = (Kind.OLLAMA, Kind.HUGGINGFACE, Kind.ECHO)
@@ -304,6 +306,26 @@ def _cors(draft: Draft) -> None:
             )
 
 
+def _otel(draft: Draft) -> None:
+    otel: Otel | None = draft.values["otel"]
+    if otel is None:
+        return
+    try:
+        problem = _wrong_url(urlsplit(otel.endpoint), otel.endpoint)
+    except ValueError:
+        problem = "is not a URL; is the port a number, and an IPv6 host in brackets?"
+    if problem is None and otel.endpoint.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):
+        problem = "ends with the path of one signal; /v1/traces and /v1/metrics are added to it, so leave that away"
+    if problem is not None:
+        draft.mistake(("otel", "endpoint"), f"'endpoint' {problem}")
+    for name, value in otel.headers.items():
+        path: Path = ("otel", "headers", name)
+        if not _TOKEN.fullmatch(name):
+            draft.mistake(path, f"{shown(name)} cannot be the name of a header")
+        elif not _VALUE.fullmatch(value):
+            draft.mistake(path, "this value cannot go into a header: only visible ASCII characters, and blanks between them, can")
+
+
 def _storage(draft: Draft) -> None:
     path: Path = ("storage", "url")
     scheme, colon, rest = draft.values["storage"].url.partition(":")
@@ -315,4 +337,7 @@ def _storage(draft: Draft) -> None:
         draft.mistake(path, "'url' must name a file on a disk, and nothing else: no options, no memory")
 
 
-_CHECKS: tuple[Callable[[Draft], None], ...] = (_upstreams, _routes, _aliases, _keys, check_issuers, _timezone, _listeners, _cors, _storage)
+_CHECKS: tuple[Callable[[Draft], None], ...] = (
+    *(_upstreams, _routes, _aliases, _keys, check_issuers, _timezone),
+    *(_listeners, _cors, _otel, _storage),
+)

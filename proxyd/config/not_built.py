@@ -8,7 +8,6 @@ NOT_BUILT = frozenset(
         "models.*.cache",
         "models.*.log_bodies",
         "openmeter",
-        "otel",
         "shared",
     }
 )

@@ -33,7 +33,7 @@ Bytes = Annotated[int, Meta(ge=1, le=2**31)]
 Amount = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
-_SECRET_FIELDS = frozenset({"api_key", "key"})
+_SECRET_FIELDS = frozenset({"api_key", "key", "headers"})
 
 
 class Kind(enum.StrEnum):
@@ -364,6 +364,19 @@ class Tls(_Section, frozen=True):
     key: Annotated[str, _about("its private key, a PEM file without a password"), Meta(min_length=1)]
 
 
+class Otel(_Section, frozen=True):
+    """OpenTelemetry: a span and metrics of each exchange, by the conventions for GenAI, without prompts and answers."""
+
+    endpoint: Annotated[str, _about("a receiver of OTLP over HTTP; /v1/traces and /v1/metrics are added", boot=True)] = (
+        "http://127.0.0.1:4318"
+    )
+    service_name: Annotated[str, _about("what this proxyd is called there", boot=True), Meta(min_length=1)] = "proxyd"
+    headers: Annotated[
+        dict[str, Annotated[str, _about("its value; write ${VAR} where it is a credential", secret=True)]],
+        _about("sent with each export, as the receiver asks for", boot=True, secret=True),
+    ] = field(default_factory=dict)
+
+
 class Config(_Section, frozen=True):
     """The whole file."""
 
@@ -384,4 +397,5 @@ class Config(_Section, frozen=True):
     timezone: Annotated[str, _about("where the days and months of budgets begin, as in Europe/Berlin")] = "UTC"
     cors: Annotated[Cors | None, _about("web pages that may call from a browser; none: only pages of proxyd's own origin")] = None
     auth: Annotated[Auth | None, _about("who may call; `none` lets everybody in")] = Auth()
+    otel: Annotated[Otel | None, _about("spans and metrics over OTLP; needs the extra `otel`", boot=True)] = None
     watch: Annotated[bool, _about("reload when this file, the .env beside it, or a file that it points at changes")] = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+from importlib import util
 from typing import TYPE_CHECKING
 
 from aiohttp import http_parser
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from proxyd.clock import Clock
     from proxyd.config.schema import Config, Upstream
-    from proxyd.flow.runtime import Door
+    from proxyd.flow.runtime import Door, Tracer
     from proxyd.rules.price import Quote
 
 TEST_KEY = "test-key"
@@ -69,9 +71,28 @@ def quotes(config: Config) -> dict[str, Quote]:
 
 def missing_extras(config: Config) -> list[str]:
     """What the configuration asks for, and is not installed."""
+    missing = []
     if config.auth is not None and config.auth.jwt and not bearer.installed():
-        return ["auth.jwt needs the extra `jwt`: pip install 'proxyd[jwt]'"]
-    return []
+        missing.append("auth.jwt needs the extra `jwt`: pip install 'proxyd[jwt]'")
+    if config.otel is not None and not otel_installed():
+        missing.append("otel needs the extra `otel`: pip install 'proxyd[otel]'")
+    return missing
+
+
+def otel_installed() -> bool:
+    """Whether the extra `otel` is there. Cheap: only empty packages are imported."""
+    with contextlib.suppress(ModuleNotFoundError):  # of a parent
+        return all(util.find_spec(f"opentelemetry.{name}") is not None for name in ("sdk.trace", "exporter.otlp.proto.http"))
+    return False
+
+
+def tracer(config: Config) -> Tracer | None:
+    """Begin to trace, where the configuration says so. `check` comes first."""
+    if config.otel is None:
+        return None
+    from proxyd.daemon.tracing import Tracing  # noqa: PLC0415 - an extra: 200 ms and 13 MB
+
+    return Tracing(config.otel)
 
 
 def snapshot(config: Config, made_key: str | None, clock: Clock, old: Snapshot | None) -> Snapshot:
@@ -134,6 +155,7 @@ async def runtime(config: Config, database: Database, keyring: Keyring, clock: C
     chance = random.Random(os.urandom(32))  # noqa: S311 - ids and jitter; no secret is drawn from it
     made = Runtime(snapshot(config, key, clock, None), clock, chance, ledger, Running(claims))
     made.keyring = keyring
+    made.tracer = tracer(config)
     made.database = database
     made.memory = Memory(Conversations(database))
     metrics = made.metrics

@@ -183,6 +183,8 @@ class Daemon:
             port.close()
         await asyncio.gather(*(port.listener.shutdown(CUT_SECONDS) for port in self._ports), return_exceptions=True)
         await self._runtime.settled(SETTLE_SECONDS)
+        if self._runtime.tracer is not None:
+            await self._runtime.tracer.close()
         for upstream in self._runtime.snapshot.doors.values():
             upstream.close()
         await self._database.close()

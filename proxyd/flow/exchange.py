@@ -95,6 +95,8 @@ class Exchange:
     """What it cost, in 10⁻⁹ of a currency, and the currency; None until it is settled, and where no price is known."""
     unwritten: bool = False
     """Its claim is not on disk yet."""
+    span: object | None = None
+    """What the tracer has begun for it, and not ended."""
     released: bool = False
     """Its claim is finished, its key somebody else's to take."""
     bytes_out: int = 0

@@ -84,6 +84,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
     """Run an admitted exchange. Raises only cancellation: who asked for it is gone."""
     drained = False
     try:
+        runtime.trace(ex)  # one span, whatever comes of it; what is replayed or joined calls no model
         await runtime.memory.recall(ex)  # what was said before comes before what is asked
         await runtime.allowances.reserve(ex)  # here, for a refusal reaches those who joined too, and the claim is given back
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried

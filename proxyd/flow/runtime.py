@@ -62,6 +62,18 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """No further calls."""
 
+    class Tracer(Protocol):
+        """Tells somebody else of each exchange that is served. Neither `begin` nor `end` waits, or raises."""
+
+        def begin(self, ex: Exchange) -> None:
+            """Set `ex.span`, and in `ex.headers` what the upstream learns of it."""
+
+        def end(self, ex: Exchange, ending: Ending, row: LedgerRow | None) -> None:
+            """Tell what became of it. Only after `begin`."""
+
+        async def close(self) -> None:
+            """Send what waits, within a bound."""
+
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +136,8 @@ class Runtime:
         self.database: Database
         self.keyring: Keyring
         """Set once by who puts everything together, as the doors are."""
+        self.tracer: Tracer | None = None
+        """Where the configuration asks for traces."""
         self.tokenizers = Tokenizers()
         self.price_list = PriceList()
         self.reports = asyncio.Semaphore(2)
@@ -185,6 +199,11 @@ class Runtime:
         for gauge in self.gauges:
             gauge()
 
+    def trace(self, ex: Exchange) -> None:
+        """Let the tracer begin, if there is one; `observe` ends it."""
+        if self.tracer is not None:
+            self.tracer.begin(ex)
+
     def observe(self, ex: Exchange, row: LedgerRow | None) -> None:
         """Tell log and metrics of a finished exchange; `row` is None where no upstream was called."""
         ending = _ending(ex, row, self.clock.now_us(), self.clock.monotonic())
@@ -192,6 +211,8 @@ class Runtime:
         self.tally.count(ending)
         for observer in self.observers:
             observer(ending)
+        if ex.span is not None and self.tracer is not None:
+            self.tracer.end(ex, ending, row)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
         """Run work that outlives its exchange. It is awaited at shutdown; its failure is logged, never lost."""

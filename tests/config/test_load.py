@@ -106,6 +106,15 @@ MISTAKES = [
         BASE + "  x: {upstream: ollama, price: {input: 0.15, services: {flex: {outptu: 1}}}}\n",
         ["7:64: unknown key 'outptu'; did you mean 'output'?"],
     ),
+    (BASE + "otel: {endpoint: localhost:4318}\n", ["7:18: 'endpoint' must begin with http:// or https://"]),
+    (
+        BASE + 'otel: {endpoint: "http://h/v1/traces", headers: {"a b": c, d: "é"}}\n',
+        [
+            "7:18: 'endpoint' ends with the path of one signal; /v1/traces and /v1/metrics are added to it, so leave that away",
+            "7:57: 'a b' cannot be the name of a header",
+            "7:63: this value cannot go into a header: only visible ASCII characters, and blanks between them, can",
+        ],
+    ),
     (BASE + "auth: {keys: [{name: a, key: k, delivery: 3}]}\n", ["7:33: 'delivery' is not built yet in this version; remove it"]),
     (BASE.replace("kind: ollama", "kind: anthropic"), ["2:18: 'anthropic' is not built yet in this version; remove it"]),
     (BASE + "storage: {url: postgresql://h/d}\n", ["7:16: 'postgresql' is not built yet in this version; remove it"]),

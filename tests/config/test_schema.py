@@ -45,7 +45,11 @@ def test_what_is_built_is_not_said_to_be_missing():
 
 
 def test_boot_fields_are_those_that_a_running_process_cannot_change():
-    assert {path for path, field in walk(shape_of_config()) if field.boot} == {"listen", "ops.listen", "environment", "storage.url", "tls"}
+    otel = {"otel", "otel.endpoint", "otel.service_name", "otel.headers"}
+    assert {path for path, field in walk(shape_of_config()) if field.boot} == {
+        *("listen", "ops.listen", "environment", "storage.url", "tls"),
+        *otel,
+    }
 
 
 @pytest.mark.parametrize("path", sorted(NOT_BUILT))
