@@ -183,12 +183,12 @@ class Daemon:
             port.close()
         await asyncio.gather(*(port.listener.shutdown(CUT_SECONDS) for port in self._ports), return_exceptions=True)
         await self._runtime.settled(SETTLE_SECONDS)
-        if self._runtime.tracer is not None:
-            await self._runtime.tracer.close()
         for upstream in self._runtime.snapshot.doors.values():
             upstream.close()
         await self._database.close()
         self._heartbeat.close()
+        if self._runtime.tracer is not None:
+            await self._runtime.tracer.close()  # last: all that counts is on disk, and this may have to wait
         self._notifier.close()
 
 

@@ -8,6 +8,7 @@ development" (github.com/open-telemetry/semantic-conventions-genai), so their na
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import uuid
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 QUEUE = 2048
 """Spans that wait for their receiver; the newest are dropped beyond that."""
 BATCH = 512
+QUIET_SECONDS = 60.0
+"""Between two lines of the log that tell of the same exporter: away for a night, it would fill the log with its retries."""
 FLUSH_SECONDS = 2.0
 """How long the last spans and metrics may take at the end of the process; a receiver that is away costs that, once."""
 TOKEN_BUCKETS = tuple(4**power for power in range(14))
@@ -86,6 +89,8 @@ class Tracing:
             "gen_ai.client.operation.duration", "s", "Duration of an operation", explicit_bucket_boundaries_advisory=SECOND_BUCKETS
         )
         self._context = TraceContextTextMapPropagator()
+        for exporter in (OTLPSpanExporter, OTLPMetricExporter):  # for good: their threads may have something to say after `close`
+            logging.getLogger(exporter.__module__).addFilter(_Seldom())
 
     def begin(self, ex: Exchange) -> None:
         """Open the exchange's span under the client's, and let the upstream continue it."""
@@ -138,6 +143,20 @@ class Tracing:
         spans = _apart(self._traces.shutdown)
         metrics = _apart(lambda: self._metrics.shutdown(FLUSH_SECONDS * 1000))
         await asyncio.wait([spans, metrics], timeout=FLUSH_SECONDS)
+
+
+class _Seldom(logging.Filter):
+    """Lets one line pass in QUIET_SECONDS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: float | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self._last is not None and record.created - self._last < QUIET_SECONDS:
+            return False
+        self._last = record.created
+        return True
 
 
 def _apart(work: Callable[[], None]) -> asyncio.Future[None]:

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.e2e.client import Visit, ask, chat
+from tests.e2e.client import Visit, ask, becomes, chat
 from tests.e2e.conftest import at
 from tests.origin import DONE, Ending, Gate, Origin, completion, delta, event, stream, whole
 from tests.process import HANG, ROOT, Child, Daemon, free_port, settings
@@ -287,7 +287,10 @@ async def test_a_receiver_that_is_away_holds_up_neither_answers_nor_the_end(tmp_
         if receiver is not None:
             assert receiver.reached.wait(HANG)
         assert (await ask(daemon.url, PATH, asked("x"))).status == 200
+        if receiver is None:
+            await becomes(lambda: "Connection refused" in daemon.log)
         daemon.stop()
+        assert daemon.log.count("opentelemetry.exporter") <= 2  # a line for spans, one for metrics, however often they try
     finally:
         daemon.child.end()
         gate.set()
