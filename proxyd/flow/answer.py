@@ -57,6 +57,8 @@ class Answer:
         self.first_at: float | None = None
         self.last_at = self.sent_at
         self.paused_since: float | None = None
+        self.noted_at = 0.0
+        """`last_at` when its progress was last written down."""
 
     # The sink's side: called by the upstream's connection.
 

@@ -254,12 +254,16 @@ class Runtime:
                 log.warning("old rows were not deleted: %s", error)
                 await asyncio.sleep(interval)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.running.claims.crowded.wait(), interval)
+                async with asyncio.timeout(interval):
+                    await self.running.claims.crowded.wait()
 
     def _progress(self, ex: Exchange) -> LedgerRow | None:
         row, answer = ex.row, ex.answer
         if row is None or row.state is not State.OPEN or answer is None or answer.meter is None or not answer.streams:
             return None
+        if answer.last_at == answer.noted_at and self.ledger.healthy:
+            return None  # silent since the last time: ten thousand idle streams cost nothing
+        answer.noted_at = answer.last_at
         row = answer.progress(row)
         price_now(ex, row, None if ex.upstream is None else ex.upstream.base_url, self)
         return row

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import resource
 from pathlib import Path
 
@@ -124,3 +125,21 @@ async def test_memory_is_steady_over_many_requests(rig):
     before = rig.daemon.memory()
     await some(50)
     assert rig.daemon.memory() - before < 12 * MIB
+
+
+async def test_a_silent_stream_is_not_written_down_again_and_again(rig):
+    """Ten thousand of them would keep a fifth of a core busy. Its progress is noted once, and that is the last commit."""
+
+    async def commits() -> float:
+        page = (await ask(rig.daemon.ops, "/metrics", method="GET")).body.decode()
+        return float(re.search(r"^proxyd_ledger_commit_seconds_count (\S+)", page, re.MULTILINE)[1])
+
+    rig.origin.on("silent", stream(delta("some words"), ending=Ending.HANG))
+    visit = await (await Visit.open(rig.url)).post(PATH, chat("silent", stream=True))
+    await visit.head()
+    await visit.until(delta("some words"))
+    await becomes(lambda: rig.daemon.rows("silent")[0]["completion_tokens"])
+    before = await commits()
+    await asyncio.sleep(2.5)
+    assert await commits() == before
+    await visit.leave()
