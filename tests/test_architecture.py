@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "flow": GROUND | {"rules", "wire", "store", "upstream", "flow"},
     "web": GROUND | {"rules", "wire", "store", "upstream", "flow", "web"},
     "daemon": GROUND | {"rules", "wire", "store", "upstream", "flow", "web", "daemon"},
-    "cli": GROUND | {"rules", "wire", "store", "upstream", "flow", "web", "daemon", "cli"},
+    "cli": GROUND | {"rules", "wire", "store", "upstream", "flow", "web", "daemon", "cli", "client"},
     "__main__": frozenset({"cli"}),
     # The other side of the wire, in other people's programs: nothing of the daemon comes along, nothing here needs it.
     "client": PLAIN | {"wire", "client"},

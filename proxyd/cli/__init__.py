@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "health": "whether the running daemon is alive, for containers and scripts",
     "reload": "apply the edited YAML to the running daemon",
     "usage": "what was used, by model, caller, upstream or day",
+    "chat": "talk to a model, over protobuf; shows what crossed the wire",
     "models": "the route table as resolved",
     "db": "the database: back it up, check it, prune it, vacuum it",
     "schema": "print the JSON Schema of the YAML, for editors",

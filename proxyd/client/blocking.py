@@ -47,6 +47,21 @@ class Answer:
         return self._turn.usage
 
     @property
+    def sent(self) -> int:
+        """Bytes of bodies that went up."""
+        return self._turn.sent
+
+    @property
+    def came(self) -> int:
+        """Bytes of bodies that came down."""
+        return self._turn.came
+
+    @property
+    def frames(self) -> int:
+        """Frames that have come, keep-alives included."""
+        return self._turn.received
+
+    @property
     def tool_calls(self) -> list[chat_pb2.ToolCall]:
         """The calls that the model asks for."""
         return [self._turn.tool_calls[index] for index in sorted(self._turn.tool_calls)]

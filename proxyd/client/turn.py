@@ -76,9 +76,11 @@ class Turn:
         "_patience",
         "_reader",
         "_unary",
+        "came",
         "finish_reason",
         "reasoning",
         "received",
+        "sent",
         "text",
         "tool_calls",
         "usage",
@@ -97,6 +99,8 @@ class Turn:
         self._unary = bytearray()
         self.received = 0
         """Frames that have come, keep-alives included."""
+        self.sent = self.came = 0
+        """Bytes of bodies, up and down."""
         self.text = ""
         self.reasoning = ""
         self.finish_reason: str | None = None
@@ -109,11 +113,14 @@ class Turn:
             return None
         if self._began and self._message.stream:
             return Request("GET", f"/v1/streams/{name_text(self._message.handle)}?received={self.received}")
-        return Request("POST", CHAT, self._message.SerializeToString())
+        body = self._message.SerializeToString()
+        self.sent += len(body)
+        return Request("POST", CHAT, body)
 
     def feed(self, data: bytes) -> list[str]:
         """Take bytes of a successful answer; returns the pieces of text in it. Raises Failure for an error frame."""
         self._began = True
+        self.came += len(data)
         if not self._message.stream:
             self._unary += data
             if len(self._unary) > MAX_ANSWER:

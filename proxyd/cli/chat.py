@@ -1,0 +1,102 @@
+"""`proxyd chat MODEL`: talk to a model through a running proxyd, over protobuf, and see what crossed the wire."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from proxyd.cli import CONFIG_PLACES, Failed
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+
+    from proxyd.client import Client
+    from proxyd.client.blocking import Answer
+
+HELP = "Talk to a model through a running proxyd: a conversation that the server remembers, one sentence a turn, over protobuf."
+EXAMPLES = """
+proxyd chat llama3.2
+proxyd chat llama3.2 "How long do I boil water at 3000 m?" --bytes
+PROXYD_KEY=pxd_… proxyd chat fast --url https://llm.example.com --delay 500
+"""
+EVENT_BYTES = 339
+"""What OpenAI's server-sent events take for a token: 70,807 bytes for an answer of 209 (protos/README.md)."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's own options."""
+    parser.add_argument("model", metavar="MODEL", help="a name of the route table: see `proxyd models`")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="ask this alone; without it, each line of standard input is a turn")
+    parser.add_argument("--url", help="where proxyd is; else $PROXYD_URL, else the `listen` of the YAML, else http://127.0.0.1:8080")
+    parser.add_argument("--key", help="an API key; better in $PROXYD_KEY, where no list of processes shows it")
+    parser.add_argument("--system", metavar="TEXT", default="", help="what the model is told ahead of the conversation")
+    parser.add_argument("--delay", metavar="MS", type=int, help="how long text may be held back to share packets (default: the server's)")
+    parser.add_argument("--bytes", action="store_true", help="tell after each answer what crossed the wire")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Talk until the input ends."""
+    from proxyd.client import Client, Failure, Settings  # noqa: PLC0415 - `proxyd --help` loads no protobuf
+    from proxyd.daemon.run import environment  # noqa: PLC0415
+
+    environ = environment()
+    settings = Settings(_url(args, environ), args.key or environ.get("PROXYD_KEY", ""), args.model, max_delay_ms=args.delay)
+    try:
+        with Client(settings) as client:
+            _talk(client, args)
+    except Failure as failure:
+        raise Failed(f"{settings.url}: {failure}") from None
+    except ValueError as error:
+        raise Failed(str(error)) from None
+    return 0
+
+
+def _talk(client: Client, args: argparse.Namespace) -> None:
+    chat = client.chat(args.system)
+    for question in [args.prompt] if args.prompt is not None else _lines():
+        answer = chat.send(question)
+        for text in answer:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        if args.bytes:
+            sys.stderr.write(_told(answer) + "\n")
+
+
+def _lines() -> Iterator[str]:
+    """The turns of a conversation: lines that are not blank."""
+    prompted = sys.stdin.isatty()
+    while True:
+        if prompted:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _told(answer: Answer) -> str:
+    """What crossed the wire, without HTTP's own heads, and what it would have been as events."""
+    tokens = answer.usage.completion_tokens if answer.usage is not None else 0
+    events = f"; {tokens} tokens as OpenAI's events: about {tokens * EVENT_BYTES:,} bytes" if tokens else ""
+    return f"[{answer.sent:,} bytes up, {answer.came:,} down in {answer.frames} frames{events}]"
+
+
+def _url(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    """Where proxyd is. Raises Failed, ConfigError for a YAML that was asked for and cannot be read."""
+    if named := args.url or environ.get("PROXYD_URL"):
+        return str(named)
+    from pathlib import Path  # noqa: PLC0415
+
+    from proxyd.cli import config_path  # noqa: PLC0415
+    from proxyd.config.load import look_into  # noqa: PLC0415
+
+    asked = args.config or environ.get("PROXYD_CONFIG") or any(Path(place).is_file() for place in CONFIG_PLACES)
+    listen = look_into(config_path(args, environ), environ).listen if asked else "127.0.0.1:8080"
+    if listen.startswith("unix:"):
+        raise Failed(f"this proxyd listens on {listen}, which this client does not speak: name a front with --url")
+    host, _, port = listen.rpartition(":")
+    return f"http://{host if host not in {'', '0.0.0.0', '[::]'} else '127.0.0.1'}:{port}"

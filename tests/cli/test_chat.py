@@ -1,0 +1,48 @@
+"""`proxyd chat` against a running daemon, as somebody at a terminal uses it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.origin import DONE, delta, stream, usage_event, whole
+from tests.process import KEY, ROOT
+
+
+def chat(daemon, *arguments: str, say: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PROXYD_KEY": KEY, **environ}
+    command = [sys.executable, "-m", "proxyd", "chat", *arguments]
+    return subprocess.run(command, cwd=daemon.folder, env=env, input=say, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_one_question_and_what_it_cost(daemon, origin):
+    origin.on("m", stream(delta("Ten "), delta("minutes."), delta("", finish="stop"), usage_event(5, 40), DONE))
+    done = chat(daemon, "m", "How long?", "--url", daemon.url, "--bytes", "--system", "Be brief.")
+    assert (done.returncode, done.stdout) == (0, "Ten minutes.\n"), done.stderr
+    up, down, frames, tokens, events = re.search(
+        r"\[([\d,]+) bytes up, ([\d,]+) down in (\d+) frames; (\d+) tokens as OpenAI's events: about ([\d,]+) bytes\]", done.stderr
+    ).groups()
+    (row,) = daemon.rows("m")
+    assert (row["bytes_in"], row["bytes_out"]) == (int(up), int(down))
+    assert (int(frames), int(tokens), events) == (2, 40, "13,560")
+
+
+def test_a_conversation_line_by_line(daemon, origin):
+    origin.on("m", stream(delta("One.", finish="stop"), DONE), stream(delta("Two.", finish="stop"), DONE))
+    done = chat(daemon, "m", say="First?\n\nSecond?\n", PROXYD_URL=daemon.url)
+    assert (done.returncode, done.stdout) == (0, "One.\nTwo.\n"), done.stderr
+    assert [one["content"] for one in origin.asked("m")[1].json()["messages"]] == ["First?", "One.", "Second?"]
+
+
+def test_what_goes_wrong_is_one_line(daemon, origin):
+    origin.on("m", whole(b'{"error":{"message":"No.","type":"x","param":null,"code":"no"}}', status=400))
+    for arguments, told in (
+        (("m", "a", "--url", daemon.url), "No."),
+        (("m", "a", "--url", daemon.url, "--key", "wrong-key-wrong-key"), "The API key is not valid here."),
+        (("m", "a", "--url", "ftp://x"), "URL"),
+    ):
+        done = chat(daemon, *arguments)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "" if told == "URL" else done.stdout, 1), done.stderr
+        assert told in done.stderr
