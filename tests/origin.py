@@ -332,6 +332,14 @@ class Origin:
             self._scripts[key] = list(scripts)
             self._played[key] = 0
 
+    def forget(self, key: str) -> None:
+        """Have no script for it any more, and keep nothing of what it asked: for runs without end."""
+        with self._lock:
+            self._scripts.pop(key, None)
+            self._played.pop(key, None)
+        self.requests.clear()
+        self.connections[:] = [connection for connection in self.connections if not connection.closed.is_set()]
+
     def script_for(self, request: Request) -> Script:
         """The next script for this request."""
         with self._lock:
