@@ -7,22 +7,18 @@ import asyncio
 import contextlib
 import gzip
 import json
-import os
-import re
-import signal
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.client import Visit, ask, becomes, chat, happens
 from tests.e2e.conftest import at, rigged
-from tests.origin import DONE, Ending, Gate, Origin, chunk, completion, delta, head, stream, whole
+from tests.origin import DONE, Ending, Origin, chunk, completion, delta, head, stream, whole
 
 PATH = "/v1/chat/completions"
 MIB = 1024 * 1024
@@ -371,184 +367,3 @@ async def test_a_spent_quota_is_asked_for_once(rough):
     answer = await ask(rough.url, PATH, chat("own-retried"))
     assert (answer.status, answer.headers["x-should-retry"]) == (429, "false")
     assert len(rough.origin.asked("own-retried")) == count + 1
-
-
-# Choosing: breaker, strategies, budget
-
-
-@pytest.fixture(scope="module")
-def choice(tmp_path_factory):
-    """Routes over two upstreams by each strategy, and lone ones to break."""
-
-    def config(origin: Origin) -> dict[str, object]:
-        names = ["slow", "quick", "one", "two", "broken", "budget", "starved"]
-        routes = {
-            "by-latency": {
-                "upstreams": [{"upstream": "slow", "model": "slow"}, {"upstream": "quick", "model": "quick"}],
-                "strategy": "lowest_latency",
-            },
-            "by-load": {"upstreams": [{"upstream": "one", "model": "one"}, {"upstream": "two", "model": "two"}], "strategy": "least_busy"},
-            "broken": {"upstream": "broken", "retry": {"attempts": 1}},
-            "budget": {"upstream": "budget", "retry": {"attempts": 10}},
-            "starved": {"upstream": "starved", "retry": {"attempts": 1}},
-        }
-        return {"upstreams": {name: at(origin) for name in names}, "models": routes}
-
-    with rigged(tmp_path_factory.mktemp("choice"), config) as found:
-        yield found
-
-
-async def test_the_quicker_upstream_gets_the_requests(choice):
-    choice.origin.on("slow", [0.08, *whole(completion("hi"))])
-    choice.origin.on("quick", whole(completion("hi")))
-    for _ in range(40):
-        await ask(choice.url, PATH, chat("by-latency"))
-    slow, quick = len(choice.origin.asked("slow")), len(choice.origin.asked("quick"))
-    assert slow + quick == 40
-    assert 1 <= slow <= 12  # measured once; after that one request in twenty looks whether it is still slow
-
-
-async def test_the_less_busy_upstream_gets_the_next_request(choice):
-    gate = Gate()
-    for name in ("one", "two"):
-        choice.origin.on(name, [gate, *whole(completion("hi"))])
-    asking = []
-    for number in range(6):
-        asking.append(asyncio.create_task(ask(choice.url, PATH, chat("by-load"))))
-        await becomes(lambda: len(choice.origin.asked("one")) + len(choice.origin.asked("two")) == number + 1)  # noqa: B023
-    assert (len(choice.origin.asked("one")), len(choice.origin.asked("two"))) == (3, 3)
-    gate.open()
-    assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
-
-
-async def test_a_breaker_opens_says_when_and_closes_again_behind_one_probe(choice):
-    """While it rests nobody asks; after that exactly one request does, and the others wait for what it says."""
-    gate = Gate()
-    failing = whole(b'{"error":"out of memory"}', status=500)
-    choice.origin.on("broken", *[failing] * 10, [gate, *whole(completion("well"))], whole(completion("well")))
-    for _ in range(10):
-        assert (await ask(choice.url, PATH, chat("broken"))).status == 500
-    resting = await ask(choice.url, PATH, chat("broken"))
-    assert (resting.status, resting.error()["code"]) == (503, "upstream_overloaded")
-    assert int(resting.headers["retry-after"]) >= 1
-    assert len(choice.origin.asked("broken")) == 10
-
-    async def probed() -> asyncio.Task:
-        while True:
-            task = asyncio.create_task(ask(choice.url, PATH, chat("broken")))
-            await asyncio.wait({task}, timeout=0.2)
-            if not task.done():
-                return task
-            assert task.result().status == 503
-
-    probe = await probed()
-    await happens(gate.reached)
-    assert {(await ask(choice.url, PATH, chat("broken"))).status for _ in range(5)} == {503}
-    assert len(choice.origin.asked("broken")) == 11
-    gate.open()
-    assert (await probe).status == 200
-    assert {(await ask(choice.url, PATH, chat("broken"))).status for _ in range(5)} == {200}
-
-
-async def test_a_429_says_nothing_against_the_upstreams_health(choice):
-    choice.origin.on("starved", *[whole(b'{"error":"slow down"}', status=429)] * 30, whole(completion("hi")))
-    for _ in range(30):
-        assert (await ask(choice.url, PATH, chat("starved"))).status == 429
-    assert (await ask(choice.url, PATH, chat("starved"))).status == 200
-
-
-async def test_retries_have_a_budget_so_that_an_upstream_in_trouble_is_not_hammered(choice):
-    """Two hundred requests may call ten times each; the budget and the breaker let a few more calls than requests through."""
-    choice.origin.on("budget", whole(b'{"error":"try again"}', status=500))
-    answers = await asyncio.gather(*(ask(choice.url, PATH, chat("budget")) for _ in range(200)))
-    assert {answer.status for answer in answers} <= {500, 503}
-    assert len(choice.origin.asked("budget")) < 320
-
-
-# Clients who leave in odd ways, and those who do not read
-
-
-@pytest.fixture(scope="module")
-def hasty(tmp_path_factory):
-    """A daemon that waits a second for a client to take what it was sent."""
-    config = {"models": {"*": {"upstream": "origin", "retry": {"attempts": 1}}}, "limits": {"write_timeout": "1s"}}
-    with rigged(tmp_path_factory.mktemp("hasty"), lambda origin: {"upstreams": {"origin": at(origin)}, **config}) as found:
-        yield found
-
-
-async def test_a_client_that_leaves_in_the_moment_of_the_first_event_has_left(hasty):
-    """The daemon is stopped meanwhile, so that it learns of both in one turn of its loop."""
-    for turn in range(6):
-        model, gate = f"moment-{turn}", Gate()
-        hasty.origin.on(model, [gate, *stream(delta("a"), ending=Ending.HANG)])
-        visit = await (await Visit.open(hasty.url)).post(PATH, chat(model, stream=True))
-        await happens(gate.reached)
-        connection = hasty.origin.asked(model)[0].connection
-        os.kill(hasty.daemon.pid, signal.SIGSTOP)
-        try:
-            gate.open()
-            await becomes(lambda: connection.sent() > len(delta("a")))  # noqa: B023
-            await visit.leave(reset=True)
-        finally:
-            os.kill(hasty.daemon.pid, signal.SIGCONT)
-        await happens(connection.closed)
-        assert [row["state"] for row in hasty.daemon.settled(model)] == ["cancelled"]
-
-
-async def test_a_client_that_says_it_will_send_no_more_has_left(hasty):
-    """Half-closed: nginx and aiohttp take it as the end, and so does proxyd; the upstream stops."""
-    hasty.origin.on("half", stream(delta("a"), ending=Ending.HANG))
-    visit = await begin(hasty, "half")
-    await visit.until(delta("a"))
-    visit._writer.write_eof()
-    await happens(hasty.origin.asked("half")[0].connection.closed)
-    (row,) = hasty.daemon.settled("half")
-    assert (row["state"], row["error"]) == ("cancelled", "client_gone")
-    await visit.leave()
-
-
-@pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_takes_nothing_of_its_answer_is_let_go(hasty, streamed):
-    model = f"stuck-{streamed}"
-    text = "x" * 16 * MIB
-    hasty.origin.on(model, flood(head(200, SSE), chunk(delta("x" * 8000))) if streamed else whole(completion(text)))
-    visit = await (await Visit.open(hasty.url, receive_buffer=8 * 1024)).post(PATH, chat(model, stream=streamed))
-    await becomes(lambda: hasty.origin.asked(model))
-    if streamed:
-        await happens(hasty.origin.asked(model)[0].connection.closed)
-        (row,) = hasty.daemon.settled(model)
-        assert (row["state"], row["error"]) == ("cancelled", "client_gone")
-    await becomes(lambda: established(hasty.daemon, visit) == 0)
-    await visit.leave(reset=True)
-
-
-async def test_a_slow_reader_is_not_a_silent_one(hasty):
-    """Bytes that trickle keep it: what counts is that something was taken, not how much is left."""
-    size = 12 * MIB
-    hasty.origin.on("trickle", whole(completion("x" * size)))
-    visit = await (await Visit.open(hasty.url, receive_buffer=64 * 1024)).post(PATH, chat("trickle"))
-    until = time.monotonic() + 2.5
-    await visit.head()
-    taken = 0
-    while time.monotonic() < until:
-        taken += len(await visit.some())
-        await asyncio.sleep(0.1)
-    answer = await visit.rest()
-    assert answer.whole
-    assert len(answer.body) > size
-    await visit.leave()
-
-
-def established(daemon, visit: Visit) -> int:
-    """How many connections the daemon's process has with this client."""
-    port = visit._writer.get_extra_info("sockname")[1]
-    found = 0
-    inodes = set()
-    for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())):
-                inodes.add(match[1])
-    for line in Path(f"/proc/{daemon.pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        found += fields[2].endswith(f":{port:04X}") and fields[9] in inodes
-    return found

@@ -1,0 +1,126 @@
+"""Clients that leave in odd ways or do not read: noticed, let go, and nothing is held for them."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.client import Visit, becomes, chat, happens
+from tests.e2e.conftest import at, rigged
+from tests.origin import DONE, Ending, Gate, chunk, completion, delta, head, stream, whole
+
+PATH = "/v1/chat/completions"
+MIB = 1024 * 1024
+GOOD = [delta("fine"), delta("", finish="stop"), DONE]
+
+
+async def begin(rig, model: str) -> Visit:
+    """Start a streamed chat and read its head."""
+    visit = await (await Visit.open(rig.url)).post(PATH, chat(model, stream=True))
+    assert (await visit.head()).status == 200
+    return visit
+
+
+def flood(first: bytes, more: bytes):
+    """An endless answer, as fast as the socket takes it."""
+
+    def play(_):
+        yield first
+        while True:
+            yield more
+
+    return play
+
+
+SSE = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory):
+    """A daemon that waits a second for a client to take what it was sent."""
+    config = {"models": {"*": {"upstream": "origin", "retry": {"attempts": 1}}}, "limits": {"write_timeout": "1s"}}
+    with rigged(tmp_path_factory.mktemp("hasty"), lambda origin: {"upstreams": {"origin": at(origin)}, **config}) as found:
+        yield found
+
+
+async def test_a_client_that_leaves_in_the_moment_of_the_first_event_has_left(hasty):
+    """The daemon is stopped meanwhile, so that it learns of both in one turn of its loop."""
+    for turn in range(6):
+        model, gate = f"moment-{turn}", Gate()
+        hasty.origin.on(model, [gate, *stream(delta("a"), ending=Ending.HANG)])
+        visit = await (await Visit.open(hasty.url)).post(PATH, chat(model, stream=True))
+        await happens(gate.reached)
+        connection = hasty.origin.asked(model)[0].connection
+        os.kill(hasty.daemon.pid, signal.SIGSTOP)
+        try:
+            gate.open()
+            await becomes(lambda: connection.sent() > len(delta("a")))  # noqa: B023
+            await visit.leave(reset=True)
+        finally:
+            os.kill(hasty.daemon.pid, signal.SIGCONT)
+        await happens(connection.closed)
+        assert [row["state"] for row in hasty.daemon.settled(model)] == ["cancelled"]
+
+
+async def test_a_client_that_says_it_will_send_no_more_has_left(hasty):
+    """Half-closed: nginx and aiohttp take it as the end, and so does proxyd; the upstream stops."""
+    hasty.origin.on("half", stream(delta("a"), ending=Ending.HANG))
+    visit = await begin(hasty, "half")
+    await visit.until(delta("a"))
+    visit._writer.write_eof()
+    await happens(hasty.origin.asked("half")[0].connection.closed)
+    (row,) = hasty.daemon.settled("half")
+    assert (row["state"], row["error"]) == ("cancelled", "client_gone")
+    await visit.leave()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_takes_nothing_of_its_answer_is_let_go(hasty, streamed):
+    model = f"stuck-{streamed}"
+    text = "x" * 16 * MIB
+    hasty.origin.on(model, flood(head(200, SSE), chunk(delta("x" * 8000))) if streamed else whole(completion(text)))
+    visit = await (await Visit.open(hasty.url, receive_buffer=8 * 1024)).post(PATH, chat(model, stream=streamed))
+    await becomes(lambda: hasty.origin.asked(model))
+    if streamed:
+        await happens(hasty.origin.asked(model)[0].connection.closed)
+        (row,) = hasty.daemon.settled(model)
+        assert (row["state"], row["error"]) == ("cancelled", "client_gone")
+    await becomes(lambda: established(hasty.daemon, visit) == 0)
+    await visit.leave(reset=True)
+
+
+async def test_a_slow_reader_is_not_a_silent_one(hasty):
+    """Bytes that trickle keep it: what counts is that something was taken, not how much is left."""
+    size = 12 * MIB
+    hasty.origin.on("trickle", whole(completion("x" * size)))
+    visit = await (await Visit.open(hasty.url, receive_buffer=64 * 1024)).post(PATH, chat("trickle"))
+    until = time.monotonic() + 2.5
+    await visit.head()
+    taken = 0
+    while time.monotonic() < until:
+        taken += len(await visit.some())
+        await asyncio.sleep(0.1)
+    answer = await visit.rest()
+    assert answer.whole
+    assert len(answer.body) > size
+    await visit.leave()
+
+
+def established(daemon, visit: Visit) -> int:
+    """How many connections the daemon's process has with this client."""
+    port = visit._writer.get_extra_info("sockname")[1]
+    found = 0
+    inodes = set()
+    for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if match := re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink())):
+                inodes.add(match[1])
+    for line in Path(f"/proc/{daemon.pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        found += fields[2].endswith(f":{port:04X}") and fields[9] in inodes
+    return found
