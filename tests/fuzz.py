@@ -148,7 +148,7 @@ class Fuzz:
         rest = body[same:]
         if answer.whole and row["state"] == "done" and rest:
             self._wrong(model, case, f"bytes differ at {same}: {rest[:80]!r}")
-        elif rest and b'{"error"' not in body[max(0, same - 12) :]:  # which may begin as an event does
+        elif rest and b'{"error"' not in body[max(0, same - 300) :]:  # which may begin as an event does
             self._wrong(model, case, f"neither the upstream's bytes nor an error at {same}: {rest[:80]!r}")
 
     async def _client(self, count: int) -> None:

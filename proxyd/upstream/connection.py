@@ -205,6 +205,8 @@ class Connection(asyncio.BufferedProtocol):
         if parser.get_http_version() not in {"1.1", "1.0"}:
             raise _bad("it is not HTTP/1.1")
         status = parser.get_status_code()
+        if not 100 <= status <= 599:  # RFC 9110 15: three digits, five classes; what else would the client make of it
+            raise _bad("its status is none of HTTP's")
         if 100 <= status < 200:
             self._informational += 1
             self._headers = []

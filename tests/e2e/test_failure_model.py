@@ -208,6 +208,8 @@ BROKEN = {
     "absurd-length": [head(200, {**OK, "content-length": "9" * 40}), BODY, Ending.CLOSE],
     "length-and-chunks": [head(200, {**OK, "content-length": "5", "transfer-encoding": "chunked"}), chunk(BODY), Ending.CLOSE],
     "not-a-number": [b"HTTP/1.1 abc OK\r\n\r\n", Ending.CLOSE],
+    "status-4": [b"HTTP/1.1 4 Odd\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY, Ending.CLOSE],
+    "status-999": [b"HTTP/1.1 999 Odd\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY, Ending.CLOSE],
     "version-2": [b"HTTP/2.0 200 OK\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY, Ending.CLOSE],
     "bare-lf": [b"HTTP/1.1 200 OK\nx: y\n\n" + BODY, Ending.CLOSE],
     "nul-in-header": [b"HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n", Ending.CLOSE],
