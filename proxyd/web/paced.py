@@ -7,6 +7,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from proxyd.flow.packer import together
+
 if TYPE_CHECKING:
     from proxyd.errors import ProxyError
     from proxyd.web.encoder import Emit, Headers
@@ -72,7 +74,9 @@ class Paced:
         if not held or _URGENT.search(data) or len(held) >= self._most or not self._delay:
             return self._take()
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._delay, self._ring)
+            loop = asyncio.get_running_loop()
+            now = loop.time()
+            self._timer = loop.call_later(together(now, now + self._delay), self._ring)
         return b""
 
     def ping(self) -> bytes:
