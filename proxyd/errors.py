@@ -67,7 +67,7 @@ TABLE: dict[str, Verdict] = {
     "conflict": Verdict(409, "invalid_request_error", _C, False),
     "misdirected_request": Verdict(421, "invalid_request_error", _C, False),
     "unsupported_http_version": Verdict(505, "invalid_request_error", _C, False),
-    "deadline_exceeded": Verdict(504, "invalid_request_error", _C, False),
+    "deadline_exceeded": Verdict(504, "server_error", _P, False),
     "client_gone": Verdict(499, "invalid_request_error", _C, False),
     # the upstream
     "upstream_connect": Verdict(502, "upstream_error", _U, True),
