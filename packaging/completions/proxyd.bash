@@ -3,7 +3,7 @@ _proxyd() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} path=${COMP_WORDS[1]} words="" files="" only="" i
     COMPREPLY=()
     if [[ $COMP_CWORD -eq 1 ]]; then
-        COMPREPLY=($(compgen -W "serve demo top doctor check keys health reload usage models db schema openapi --help --version" -- "$word"))
+        COMPREPLY=($(compgen -W "serve demo top doctor check keys health reload usage chat models db schema openapi --help --version" -- "$word"))
         return
     fi
     if [[ " keys db " == *" $path "* ]]; then
@@ -62,6 +62,11 @@ _proxyd() {
         "usage --since") words=""; only=yes ;;
         "usage --reprice") words="all missing"; only=yes ;;
         "usage --format") words="table json csv"; only=yes ;;
+        "chat -c"|"chat --config") files=yes; only=yes ;;
+        "chat --url") words=""; only=yes ;;
+        "chat --key") words=""; only=yes ;;
+        "chat --system") words=""; only=yes ;;
+        "chat --delay") words=""; only=yes ;;
         "models -c"|"models --config") files=yes; only=yes ;;
         "models --format") words="table json csv"; only=yes ;;
         "db -c"|"db --config") files=yes; only=yes ;;
@@ -93,6 +98,7 @@ _proxyd() {
             "health") words="-h --help -c --config --ready --format" ;;
             "reload") words="-h --help -c --config --ops --format" ;;
             "usage") words="-h --help -c --config --by --since --reprice --format" ;;
+            "chat") words="-h --help -c --config --url --key --system --delay --bytes" ;;
             "models") words="-h --help -c --config --format" ;;
             "db") words="-h --help -c --config backup check prune vacuum" ;;
             "db backup") words="-h --help -c --config --format" files=yes ;;
