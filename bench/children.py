@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,11 +29,20 @@ class Trouble(Exception):  # noqa: N818 - what it is, not what Python calls it
     """The bench cannot go on, for the reason given."""
 
 
+_PORTS = itertools.count(random.randrange(10000, 20000))
+
+
 def free_port() -> int:
-    """Find a port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port of loopback that nobody has, for a child that binds it later.
+
+    It lies below the range that the kernel gives to outgoing connections (32768 and up): one of those, made in the
+    meantime, would take it away.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Trouble("no port is free")
 
 
 def environment(**more: str) -> dict[str, str]:

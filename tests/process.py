@@ -6,15 +6,18 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.origin import HANG
+
+if TYPE_CHECKING:
+    import socket
 
 ROOT = Path(__file__).parent.parent
 KEY = "tester-key-0123456789abcdef"
@@ -215,11 +218,3 @@ class Daemon:
         """Resident bytes."""
         fields = Path(f"/proc/{self.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_port() -> int:
-    """A port of this machine that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -9,9 +9,10 @@ import sqlite3
 
 import pytest
 
+from bench.children import free_port
 from proxyd.cli import main
 from tests.e2e.client import ask, chat
-from tests.process import Daemon, free_port, settings
+from tests.process import Daemon, settings
 from tests.store.rows import query
 
 ECHO = {"upstreams": {"echo": {"kind": "echo"}}, "models": {"m": "echo"}}

@@ -24,10 +24,11 @@ import threading
 
 import pytest
 
+from bench.children import free_port
 from proxyd.cli import doctor_machine, main
 from proxyd.config.load import load_file
 from proxyd.store import upkeep
-from tests.process import ROOT, Daemon, free_port, settings
+from tests.process import ROOT, Daemon, settings
 
 KEY = "sk-upstream-0123456789abcdef"
 NEVER = "Thu, 01 Jan 2026 00:00:00 GMT"

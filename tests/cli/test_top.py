@@ -14,11 +14,12 @@ import time
 
 import pytest
 
+from bench.children import free_port
 from proxyd.cli import main
 from proxyd.cli.top import frame, rate
 from tests.e2e.client import Visit, chat, request
 from tests.origin import HANG, Gate, delta, stream
-from tests.process import ROOT, free_port
+from tests.process import ROOT
 
 SIZE = os.terminal_size((100, 30))
 

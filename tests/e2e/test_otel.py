@@ -13,10 +13,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from bench.children import free_port
 from tests.e2e.client import Visit, ask, becomes, chat
 from tests.e2e.conftest import at
 from tests.origin import DONE, Ending, Gate, Origin, completion, delta, event, stream, whole
-from tests.process import HANG, ROOT, Child, Daemon, free_port, settings
+from tests.process import HANG, ROOT, Child, Daemon, settings
 
 PATH = "/v1/chat/completions"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from bench.children import free_port
 from proxyd.cli import main
 from tests.e2e.client import ask, chat
 from tests.e2e.conftest import at
 from tests.origin import completion, whole
-from tests.process import KEY, free_port
+from tests.process import KEY
 
 PATH = "/v1/chat/completions"
 OTHER = "other-key-0123456789abcdef"

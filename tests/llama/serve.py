@@ -1,6 +1,7 @@
-"""Run llama.cpp's HTTP server over one model on a free port, print where, and stay until the parent is gone.
+"""Run llama.cpp's HTTP server over one model on a free port, say where, and stay until the parent is gone.
 
-Called as `python tests/llama/serve.py MODEL.gguf chat|embedding`.
+Called as `python tests/llama/serve.py MODEL.gguf chat|embedding FD`: the address goes to that descriptor, for the server's own
+threads write to standard output when they please, in the middle of a line of ours too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def main() -> None:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     server = xllamacpp.Server(params)
-    print(f"LISTENING {server.listening_address}", flush=True)
+    with os.fdopen(int(sys.argv[3]), "w", encoding="utf-8") as told:
+        told.write(server.listening_address)
     sys.stdin.read()
     os._exit(0)  # the server's own threads have no end
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import select
 import subprocess
 import sys
 import threading
@@ -41,17 +43,22 @@ class Llama:
     def start(self) -> Llama:
         """Make the model, start the server, and wait until it answers."""
         subprocess.run([sys.executable, str(HERE / "tiny_model.py"), str(self.model)], check=True, timeout=6 * HANG)
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "serve.py"), str(self.model), self.mode],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        )
-        listening = threading.Event()
-        threading.Thread(target=self._collect, args=(listening,), daemon=True).start()
-        if not listening.wait(6 * HANG) or not self.root:
+        told, tell = os.pipe()
+        with os.fdopen(told, encoding="utf-8") as address:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE / "serve.py"), str(self.model), self.mode, str(tell)],
+                pass_fds=[tell],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            )
+            os.close(tell)
+            threading.Thread(target=self._collect, daemon=True).start()
+            if select.select([address], [], [], 6 * HANG)[0]:
+                self.root = address.read().rstrip("/")
+        if not self.root:
             self.end()
             raise AssertionError("llama.cpp did not start:\n" + "\n".join(self._lines))
         self._answers()
@@ -78,18 +85,14 @@ class Llama:
             self._process.wait(HANG)
             self._process.stdout.close()
 
-    def _collect(self, listening: threading.Event) -> None:
+    def _collect(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
                 self._lines.append(line.rstrip())
-                if line.startswith("LISTENING "):
-                    self.root = line.split()[1].rstrip("/")
-                    listening.set()
         except ValueError:  # closed while reading: it is over
             pass
-        listening.set()
 
     def _answers(self) -> None:
         until = time.monotonic() + HANG

@@ -12,9 +12,10 @@ import sys
 import pytest
 import yaml
 
+from bench.children import free_port
 from proxyd.cli import main
 from proxyd.config.load import load_file
-from tests.process import ROOT, Daemon, free_port, settings
+from tests.process import ROOT, Daemon, settings
 
 FOLDER = ROOT / "packaging"
 ECHO = {"upstreams": {"echo": {"kind": "echo"}}, "models": {"m": "echo"}}

@@ -11,10 +11,11 @@ import socket
 
 import pytest
 
+from bench.children import free_port
 from proxyd.cli import COMMANDS, command_of
 from tests.e2e.client import Visit, becomes, chat
 from tests.origin import DONE, Gate, delta, stream
-from tests.process import ROOT, free_port
+from tests.process import ROOT
 
 PAGES = [ROOT / "systemd" / "README.md", ROOT / "README.md"]
 
