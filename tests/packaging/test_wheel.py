@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -43,8 +42,8 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
         else:
             shutil.copy(place, source / name)
     sdist = build("sdist", source, folder)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    (folder / "unpacked").mkdir()
+    subprocess.run(["tar", "-xzf", str(sdist), "-C", str(folder / "unpacked")], check=True)
     (unpacked,) = (folder / "unpacked").iterdir()
     return build("wheel", unpacked, folder), sdist
 
