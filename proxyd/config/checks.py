@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxyd.config.mistakes import Mistake
     from proxyd.config.read import Draft, Path
-    from proxyd.config.schema import Otel, Price
+    from proxyd.config.schema import Budget, Otel, Price
 
 RETRY_WORDS = ("connect", "timeout")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
@@ -239,8 +239,7 @@ def _keys(draft: Draft) -> None:
         if not _VISIBLE.fullmatch(key.key):
             draft.mistake((*path, "key"), "'key' cannot go into a header: only visible ASCII characters can")
         _expiry(draft, (*path, "expires"), key.expires)
-        if key.budget is not None and (key.budget.amount is None) == (key.budget.tokens is None):
-            draft.mistake((*path, "budget"), "a budget is money or tokens: write either 'amount' or 'tokens'")
+        _one_unit(draft, (*path, "budget"), key.budget)
         names.add(key.name)
         owners.setdefault(key.key, name)
         if not key.models and (*path, "models") not in draft.kept:
@@ -248,6 +247,12 @@ def _keys(draft: Draft) -> None:
         _usable(draft, (*path, "models"), key.models, routes)
     for path, rule in draft.items(("auth", "jwt"), auth.jwt):
         _usable(draft, (*path, "models"), rule.models, routes)
+        _one_unit(draft, (*path, "budget"), rule.budget)
+
+
+def _one_unit(draft: Draft, path: Path, budget: Budget | None) -> None:
+    if budget is not None and (budget.amount is None) == (budget.tokens is None):
+        draft.mistake(path, "a budget is money or tokens: write either 'amount' or 'tokens'")
 
 
 def _usable(draft: Draft, path: Path, patterns: tuple[str, ...], routes: list[str]) -> None:

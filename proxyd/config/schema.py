@@ -197,7 +197,9 @@ class Price(Rates, frozen=True, kw_only=True):
 
 
 Share = Annotated[float, Meta(gt=0, le=1)]
-Count = Annotated[int, Meta(ge=1, le=10**12)]
+MOST = 10**12
+"""Of a limit: what is more is a slip of the pen."""
+Count = Annotated[int, Meta(ge=1, le=MOST)]
 
 
 class Allowance(_Section, frozen=True):
@@ -276,6 +278,10 @@ class Jwt(_Section, frozen=True):
     models: Annotated[tuple[str, ...], _about("model names or patterns that its callers may use")] = ("*",)
     models_claim: Annotated[str | None, _about("the claim that lists them instead: a list, or words with blanks between")] = None
     limits: Annotated[Allowance, _about("rpm, tpm and concurrency of each of its callers")] = Allowance()
+    limits_claim: Annotated[
+        str | None, _about("the claim that says them instead: an object of rpm, tpm and concurrency; what it leaves out is as in `limits`")
+    ] = None
+    budget: Annotated[Budget | None, _about("how much each of its callers may use up in a day or a month")] = None
     admin_claim: Annotated[str | None, _about("CLAIM=VALUE: who has that value in that claim is an admin")] = None
 
 

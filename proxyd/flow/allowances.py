@@ -168,6 +168,7 @@ class Allowances:
         """Forget, every so often, the levels that say no more than fresh ones do."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            self.budgets.sweep()
             scopes = list(self._gauges)
             for start in range(0, len(scopes), SWEEP_SLICE):
                 now = self.clock.monotonic()

@@ -97,8 +97,8 @@ class Bearers:
     async def find(self, presented: bytes, rules: Sequence[Jwt]) -> Caller | None:
         """Say who presents a token; None for one that does not hold.
 
-        Raises ProxyError invalid_api_key for one that has held and expired, which is no attack and for its client to renew;
-        auth_unavailable where its issuer's keys cannot be had.
+        Raises ProxyError invalid_api_key for one that has held and expired, or that says what means nothing here, both of which
+        are no attack, and told to its client; auth_unavailable where its issuer's keys cannot be had.
         """
         if rules is not self._rules:
             self._rules = rules
@@ -112,6 +112,9 @@ class Bearers:
             caller, expires = await self._judge(bearer.read_token(presented), rules)
         except bearer.Expired:
             raise ProxyError("invalid_api_key", "The token has expired.") from None
+        except bearer.Malformed as refused:
+            log.warning("a token of an issuer under auth.jwt was refused: %s", refused)
+            raise ProxyError("invalid_api_key", f"The token cannot be used here: {refused}.") from None
         except bearer.Refused as refused:
             log.info("a token was refused: %s", refused)
             return None

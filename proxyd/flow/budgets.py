@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OVER_US = 3_600 * 10**6
+"""Longer than anybody waits for a place, with an account in hand that holds nothing yet."""
+
 
 @dataclass(slots=True)
 class Account:
@@ -97,6 +100,16 @@ class Budgets:
             if account.opening is not None:
                 account.recorded.append(row.id)
             self._warn(account)
+
+    def sweep(self) -> None:
+        """Forget the accounts of periods that are long over; whoever comes again has it opened anew."""
+        before = self.clock.now_us() - OVER_US
+        for name, accounts in list(self._accounts.items()):
+            for place, account in list(accounts.items()):
+                if account.period.ends < before and not account.spent.held and account.opening is None:
+                    del accounts[place]
+            if not accounts:
+                del self._accounts[name]
 
     async def _open(self, account: Account) -> None:
         account.opening = asyncio.get_running_loop().create_future()

@@ -14,13 +14,14 @@ import importlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import util
 from typing import TYPE_CHECKING, Any
 
 from proxyd.config.issuers import name_of
-from proxyd.model import Caller
-from proxyd.rules.auth import limits_of
+from proxyd.config.schema import MOST
+from proxyd.model import Caller, Limits
+from proxyd.rules.auth import budget_of, limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,6 +43,7 @@ _ALGORITHMS = {
     ("EC", "P-521"): ("ES512",),
     ("OKP", "Ed25519"): ("EdDSA",),
 }
+_LIMITS = frozenset({"rpm", "tpm", "concurrency"})
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -56,6 +58,10 @@ class UnknownKey(Refused):
 
 class Expired(Refused):
     """It has held once."""
+
+
+class Malformed(Refused):
+    """It holds, and says something that means nothing here: for its issuer to mend, and no attack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,7 @@ def verify(token: Token, keys: Sequence[SigningKey]) -> dict[str, Any]:
 
 
 def judge(claims: dict[str, Any], rules: Iterable[Jwt], now: float) -> tuple[Caller, float]:
-    """Say who calls by verified claims, and until when (seconds since the epoch). Raises Expired, Refused."""
+    """Say who calls by verified claims, and until when (seconds since the epoch). Raises Expired, Malformed, Refused."""
     expires = _moment(claims, "exp")
     if expires is None:
         raise Refused("it never expires")
@@ -175,7 +181,22 @@ def _caller(claims: dict[str, Any], rule: Jwt) -> Caller:
     if rule.admin_claim is not None:
         claim, _, value = rule.admin_claim.partition("=")
         admin = value in _words(_claim(claims, claim))
-    return Caller(f"{name}@{name_of(rule)}", models, admin, limits_of(rule.limits))
+    budget = None if rule.budget is None else budget_of(rule.budget)
+    return Caller(f"{name}@{name_of(rule)}", models, admin, _limits(claims, rule), budget)
+
+
+def _limits(claims: dict[str, Any], rule: Jwt) -> Limits:
+    """What the token says of its limits, as far as it does; a slip there must not mean that nothing is limited. Raises Malformed."""
+    limits = limits_of(rule.limits)
+    said = None if rule.limits_claim is None else _claim(claims, rule.limits_claim)
+    if said is None:
+        return limits
+    if not isinstance(said, dict) or not said.keys() <= _LIMITS:
+        raise Malformed(f"its claim {rule.limits_claim} is no object of {', '.join(sorted(_LIMITS))}")
+    for name, value in said.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+            raise Malformed(f"in its claim {rule.limits_claim}, {name} is no whole number from 1 up")
+    return replace(limits, **said)
 
 
 def _claim(claims: dict[str, Any], name: str) -> object:

@@ -178,7 +178,9 @@ async def test_what_ended_before_this_period_does_not_count(tmp_path):
 
 @pytest.mark.parametrize("lines", [{}, {"amount": 1, "tokens": 1}])
 def test_a_budget_is_either_money_or_tokens(tmp_path, lines):
-    keys = [{"name": "a", "key": key_of("a"), "budget": {**lines, "per": "day"}}]
-    daemon = Daemon(tmp_path, settings(upstreams={"e": {"kind": "echo"}}, models={"*": "e"}, auth={"keys": keys}))
-    with pytest.raises(AssertionError, match="either 'amount' or 'tokens'"):
+    budget = {**lines, "per": "day"}
+    keys = [{"name": "a", "key": key_of("a"), "budget": budget}]
+    tokens = [{"issuer": "https://a.example.com", "audience": "a", "budget": budget}]
+    daemon = Daemon(tmp_path, settings(upstreams={"e": {"kind": "echo"}}, models={"*": "e"}, auth={"keys": keys, "jwt": tokens}))
+    with pytest.raises(AssertionError, match=r"(either 'amount' or 'tokens'(.|\n)*){2}"):
         daemon.start()

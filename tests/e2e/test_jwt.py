@@ -182,6 +182,43 @@ async def test_limits_of_an_issuer_hold_for_each_of_its_callers(house, origin):
     assert [(await call(daemon, token)).status for token in (ada, ada, bob)] == [200, 429, 200]
 
 
+async def test_a_token_s_own_limits_hold_and_what_it_leaves_out_is_the_issuer_s(house, origin):
+    key = Key("k")
+    origin.on("/keys", whole(key_set(key)))
+    daemon = house({"issuer": origin.root, "audience": "proxyd", "limits": {"rpm": 1, "tpm": 5000}, "limits_claim": "limits"})
+    paying, free = (key.sign(claims(origin.root, sub=name, limits=said)) for name, said in (("ada", {"rpm": 2}), ("bob", None)))
+    answers = [await call(daemon, token) for token in (paying, paying, paying, free, free)]
+    assert [answer.status for answer in answers] == [200, 200, 429, 200, 429]
+    assert [answers[0].headers[f"x-ratelimit-limit-{of}"] for of in ("requests", "tokens")] == ["2", "5000"]
+    # A token says other limits from one day to the next: the newest counts, for what was used before, too.
+    assert (await call(daemon, key.sign(claims(origin.root, sub="ada", limits={"rpm": 4})))).status == 200
+
+
+async def test_limits_that_a_token_says_wrongly_are_refused_and_client_and_log_are_told(house, origin):
+    key = Key("k")
+    origin.on("/keys", whole(key_set(key)))
+    daemon = house({"issuer": origin.root, "audience": "proxyd", "limits_claim": "limits"}, limits={"auth_failures": 1})
+    for _ in range(3):  # no attack: not braked
+        answer = await call(daemon, key.sign(claims(origin.root, limits={"rpm": "60"})))
+        assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
+        assert "in its claim limits, rpm is no whole number" in answer.error()["message"]
+    daemon.child.expect(re.compile("a token of an issuer under auth.jwt was refused: in its claim limits"))
+    assert not origin.asked("m")
+
+
+async def test_the_budget_of_an_issuer_holds_for_each_of_its_callers_and_through_a_restart(house, origin):
+    key = Key("k")
+    origin.on("/keys", whole(key_set(key)))
+    origin.on("m", whole(completion("hi", prompt=60, produced=40)))
+    daemon = house({"issuer": origin.root, "audience": "proxyd", "budget": {"tokens": 100, "per": "month"}})
+    ada, bob = (key.sign(claims(origin.root, sub=name)) for name in ("ada", "bob"))
+    assert [(await call(daemon, token)).status for token in (ada, ada, bob)] == [200, 429, 200]
+    daemon.kill()
+    daemon.start()
+    refused = await call(daemon, ada)
+    assert (refused.status, refused.error()["code"]) == (429, "insufficient_quota")
+
+
 def test_tokens_need_an_extra_and_the_start_says_which(tmp_path):
     """As it is without cryptography: the finder is told that it is not there."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyd.config.schema import Allowance, Jwt
-from proxyd.model import Limits
+from proxyd.config.schema import MOST, Allowance, Budget, Jwt
+from proxyd.model import Limits, Per
 from proxyd.rules import bearer
-from proxyd.rules.bearer import Expired, Refused, UnknownKey, judge, read_keys, read_token, verify
+from proxyd.rules.bearer import Expired, Malformed, Refused, UnknownKey, judge, read_keys, read_token, verify
 from tests.issuer import Key, claims, forged, key_set
 
 ISSUER = "https://issuer.example.com"
@@ -223,6 +223,41 @@ def test_a_claim_may_have_dots_in_its_name_and_words_in_one_text():
     assert (caller.models, caller.admin) == (("a",), True)
     caller, _ = admitted(EC.sign(claims(ISSUER, scope="administrator")), rule=rule)
     assert (caller.models, caller.admin) == ((), False)
+
+
+@pytest.mark.parametrize(
+    ("said", "limits"),
+    [
+        ({"rpm": 60, "tpm": MOST, "concurrency": 1}, Limits(60, MOST, 1)),
+        ({"rpm": 60}, Limits(60, 1000)),
+        ({}, Limits(None, 1000)),
+        (None, Limits(None, 1000)),
+    ],
+)
+def test_limits_come_from_a_claim_as_far_as_it_says_them(said, limits):
+    rule = Jwt(issuer=ISSUER, audience="proxyd", limits_claim="app.limits", limits=Allowance(tpm=1000))
+    assert admitted(EC.sign(claims(ISSUER, app={"limits": said})), rule=rule)[0].limits == limits
+
+
+@pytest.mark.parametrize("amount", [0, -1, MOST + 1, 10**30, 1.0, 1.5, "60", True, None, [1], {}])
+def test_a_limit_that_is_no_whole_number_from_one_up_is_refused(amount):
+    rule = Jwt(issuer=ISSUER, audience="proxyd", limits_claim="limits", limits=Allowance(tpm=1000))
+    with pytest.raises(Malformed, match="in its claim limits, rpm is no whole number"):
+        admitted(EC.sign(claims(ISSUER, limits={"rpm": amount})), rule=rule)
+
+
+@pytest.mark.parametrize("said", [5, "60", [], ["rpm"], True, {"rmp": 60}, {"rpm": 60, "budget": 5}])
+def test_limits_that_are_no_object_of_the_known_ones_are_refused(said):
+    rule = Jwt(issuer=ISSUER, audience="proxyd", limits_claim="limits")
+    with pytest.raises(Malformed, match="its claim limits is no object of concurrency, rpm, tpm"):
+        admitted(EC.sign(claims(ISSUER, limits=said)), rule=rule)
+
+
+def test_the_budget_of_an_issuer_is_each_caller_s():
+    rule = Jwt(issuer=ISSUER, audience="proxyd", budget=Budget(amount=2.5, currency="eur", per=Per.DAY))
+    budget = admitted(EC.sign(claims(ISSUER)), rule=rule)[0].budget
+    assert budget is not None
+    assert (budget.amount, budget.unit, budget.per) == (2_500_000_000, "EUR", "day")
 
 
 # Form
