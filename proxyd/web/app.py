@@ -142,7 +142,7 @@ class App:
                     self._preflight(request, down)
                     return down.sent()
             row, argument = self._find("GET" if request.method == "HEAD" else request.method, request.rel_url.raw_path)
-            self._agree(row, request, down)
+            self._agree(row, down)
             if isinstance(row.serve, Endpoint):
                 await handler.handle(self._runtime, row.serve, down)
             else:
@@ -168,18 +168,25 @@ class App:
     def _methods(self, path: str) -> list[str]:
         return [row.method for row in self._rows if path == row.path or (row.path.endswith("/") and path.startswith(row.path))]
 
-    def _agree(self, row: Row, request: web.BaseRequest, down: Downstream) -> None:
+    def _agree(self, row: Row, down: Downstream) -> None:
         """Agree on the forms of request and answer. Raises ProxyError unsupported_media_type, not_acceptable."""
-        named_pb, speaks, kind = row.path.endswith(".pb"), row.write is not None, request.headers.get("Content-Type")
-        protobuf = Protobuf(row.write(down.query), self._runtime.clock) if row.write is not None else None
+        named_pb, speaks = row.path.endswith(".pb"), row.protobuf
         if not isinstance(row.serve, Endpoint):
             if speaks and answer(down.accept, speaks_protobuf=True, otherwise=named_pb):
-                down.encoder = protobuf
+                down.encoder = self._protobuf(row, down)
             return
-        if named_pb or (speaks and "protobuf" in (kind or "")):
-            down.encoder = protobuf  # a refusal to agree, too, is said in the form that came
-        forms = negotiate(kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
-        down.binary, down.encoder = forms.asked, protobuf if forms.answered else None
+        if named_pb or (speaks and "protobuf" in (down.kind or "")):
+            down.encoder = self._protobuf(row, down)  # a refusal to agree, too, is said in the form that came
+        forms = negotiate(down.kind, down.accept, speaks_protobuf=speaks, named_pb=named_pb)
+        down.binary = forms.asked
+        if not forms.answered:
+            down.encoder = None
+        elif down.encoder is None:
+            down.encoder = self._protobuf(row, down)
+
+    def _protobuf(self, row: Row, down: Downstream) -> Protobuf:
+        assert row.write is not None  # noqa: S101 - asked of rows that speak it
+        return Protobuf(row.write(down.query), self._runtime.clock)
 
     def _sound(self, request: web.BaseRequest, down: Downstream) -> None:
         """Check the request; behind one that is not sound no other is read on its connection."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
@@ -53,7 +53,6 @@ class Downstream:
         # Request state
         self.method = request.method
         self.headers = self._connection.listener.fields(request.raw_headers)
-        self.query = request.rel_url.query
         self.address = self._connection.address
         self.kind = request.headers.get("Content-Type")
         self.accept = ", ".join(request.headers.getall("Accept", ())) or None
@@ -77,6 +76,11 @@ class Downstream:
         self._keep_alive = request.keep_alive and request.version == (1, 1)
 
     # Reading the request.
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The members of the URL's query."""
+        return self._request.rel_url.query
 
     async def asked(self, endpoint: Endpoint, limit: int, timeout: float) -> Asked:  # noqa: ASYNC109
         """Read the request, as OpenAI's JSON whatever it came as. Raises ProxyError as `body` does, and invalid_request."""
