@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from proxyd.log import LineWriter, Style, configure
+from proxyd.line_writer import LineWriter
+from proxyd.log import Style, configure
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, Source, State, Usage
 

@@ -4,8 +4,9 @@ model     the nouns                         errors    what can go wrong, in one 
 config    the YAML, as frozen values        rules     decisions: routes, auth, retry, breaker
 wire      bytes and their meaning           store     durable things; the only SQL
 upstream  the provider side                 flow      one exchange: admit, dispatch, relay, settle
-web       the client side                   daemon    boot, run
-cli       the commands
+web       the client side                   daemon    boot, run, reload
+cli       the commands                      client    a small client for Python programs
+log  line_writer  metrics  clock            what is told, and what time it is
 """
 
 __version__ = "0.1.0"

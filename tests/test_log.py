@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd import log
-from proxyd.log import LineWriter, Log, Style, access_json, access_text, configure, exception_text, redact, redact_bytes, style_for
+from proxyd.line_writer import LineWriter
+from proxyd.log import Log, Style, access_json, access_text, configure, exception_text, redact, redact_bytes, style_for
 from proxyd.model import Ending, Source, State, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
-from typing import Any
+    from typing import Any
 
 ENDING = Ending(
     at_us=1_790_000_000_123_456,
@@ -324,7 +324,7 @@ class TestRecords:
 
 
 class TestWriter:
-    def test_a_blocked_reader_costs_lines_not_time_and_the_loss_is_told(self, tap: Callable[..., Tap]) -> None:
+    def test_a_blocked_reader_costs_lines_not_time_and_the_loss_is_told(self) -> None:
         read_end, write_end = os.pipe()
         writer = LineWriter(write_end, most=100)
         configured = configure(Style.JSON, "info", writer)
@@ -344,70 +344,10 @@ class TestWriter:
             assert reader.read() == b""
         assert len(facts) + told == 20_000
 
-    def test_lines_come_in_order_and_flush_waits_for_them(self) -> None:
-        read_end, write_end = os.pipe()
-        writer = LineWriter(write_end)
-        for n in range(1000):
-            writer.put(b"%d" % n)
-        assert writer.flush(30)
-        assert os.read(read_end, 65536) == b"".join(b"%d\n" % n for n in range(1000))
-        writer.close(5)
-        os.close(read_end)
-        os.close(write_end)
-
-    def test_flush_gives_up_on_a_blocked_reader(self) -> None:
-        read_end, write_end = os.pipe()
-        writer = LineWriter(write_end)
-        for _ in range(100):
-            writer.put(b"x" * 2000)
-        assert not writer.flush(0.1)
-        os.close(read_end)  # EPIPE frees the thread
-        writer.close(5)
-        os.close(write_end)
-
-    def test_a_reader_that_is_gone_costs_its_lines_and_nothing_else(self) -> None:
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        writer = LineWriter(write_end)
-        for _ in range(5):
-            writer.put(b"x")
-        assert writer.flush(30)
-        assert writer.dropped == 5
-        writer.close(5)
-        os.close(write_end)
-
-    def test_a_descriptor_made_non_blocking_by_others_loses_nothing(self) -> None:
-        read_end, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        writer = LineWriter(write_end)
-        for n in range(300):
-            writer.put(b"%d " % n + b"x" * 2000)
-        got = b""
-        while got.count(b"\n") < 300:
-            got += os.read(read_end, 65536)
-        assert [int(line.split()[0]) for line in got.splitlines()] == list(range(300))
-        assert writer.dropped == 0
-        writer.close(5)
-        os.close(read_end)
-        os.close(write_end)
-
-    def test_a_line_is_never_glued_to_the_half_of_another(self, tmp_path: Path) -> None:
-        file = tmp_path / "log"
-        program = (  # the file may grow to 10 bytes, then the disk heals
-            "import os, resource, sys; from proxyd.log import LineWriter\n"
-            "writer = LineWriter(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))\n"
-            "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard)); writer.put(b'0123456789abcdef'); writer.flush(30)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)); writer.put(b'next'); writer.close(30)\n"
-            "print(writer.dropped)"
-        )
-        done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, check=True, timeout=60)
-        assert file.read_bytes() == b"0123456789\nnext\n"
-        assert done.stdout == b"1\n"
-
     def test_what_was_logged_last_is_written_before_the_process_ends(self) -> None:
         program = (
-            "import logging; from proxyd.log import *\nconfigure(Style.JSON, 'info', LineWriter(2)); logging.getLogger('x').info('goodbye')"
+            "import logging; from proxyd.line_writer import *; from proxyd.log import *\n"
+            "configure(Style.JSON, 'info', LineWriter(2)); logging.getLogger('x').info('goodbye')"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
         assert json.loads(done.stderr)["msg"] == "goodbye"

@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from proxyd.clock import Clock  # noqa: PLC0415 - `proxyd --help` imports no server
     from proxyd.config.schema import Config, Kind, Model, Ops, Storage, Target, Upstream  # noqa: PLC0415
     from proxyd.daemon import run as process  # noqa: PLC0415
-    from proxyd.log import LineWriter, Style, configure  # noqa: PLC0415
+    from proxyd.line_writer import LineWriter  # noqa: PLC0415
+    from proxyd.log import Style, configure  # noqa: PLC0415
 
     log = configure(Style.TEXT, "warning", LineWriter(sys.stderr.fileno()))
     with tempfile.TemporaryDirectory(prefix="proxyd-demo-") as folder:

@@ -10,6 +10,8 @@ from proxyd.cli import Failed, config_path
 if TYPE_CHECKING:
     import argparse
 
+    from proxyd.daemon.run import Daemon
+
 HELP = "Run the daemon until SIGTERM; running streams then finish, up to `streams.drain`."
 EXAMPLES = """
 proxyd serve
@@ -30,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from proxyd.config.load import examine_file  # noqa: PLC0415
     from proxyd.daemon import boot  # noqa: PLC0415
     from proxyd.daemon import run as process  # noqa: PLC0415
-    from proxyd.log import LineWriter, Style, configure, style_for  # noqa: PLC0415
+    from proxyd.line_writer import LineWriter  # noqa: PLC0415
+    from proxyd.log import Style, configure, style_for  # noqa: PLC0415
     from proxyd.store.db import StoreError  # noqa: PLC0415
 
     environ = process.environment()
@@ -60,11 +63,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def announce(daemon: object) -> None:
+def announce(daemon: Daemon) -> None:
     """Say where it listens, on standard output, for people and for programs that wait for it."""
-    from proxyd.daemon.run import Daemon  # noqa: PLC0415
-
-    assert isinstance(daemon, Daemon)  # noqa: S101
     print(f"listening on {daemon.url}", flush=True)
     if daemon.ops_url:
         print(f"ops on {daemon.ops_url}", flush=True)
