@@ -105,7 +105,7 @@ class Format(enum.StrEnum):
 
 
 class Source(enum.StrEnum):
-    """Where a token count comes from (SPEC: every number says so)."""
+    """Where a token count comes from; every count says so."""
 
     UPSTREAM = "upstream"
     COUNTED = "counted"

@@ -12,6 +12,7 @@ from proxyd.config.address import Address, parse_address
 from proxyd.config.issuers import check_issuers
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
+from proxyd.config.patterns import covers
 from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
 from proxyd.config.tree import Scalar, shown
 from proxyd.config.units import moment
@@ -65,7 +66,7 @@ def _upstreams(draft: Draft) -> None:
                     draft.mistake((*path, key), f"the kind echo is embedded: {key!r} has no use there; remove it")
             continue
         if upstream.base_url is not None:
-            _base_url(draft, (*path, "base_url"), upstream)
+            _address(draft, (*path, "base_url"), upstream.base_url)
         elif upstream.kind not in _KNOWS_ITS_URL and (*path, "base_url") not in draft.places:
             draft.mistake(draft.keys[path], f"the kind {upstream.kind} needs a 'base_url'")
         if upstream.api_key is not None and not _VISIBLE.fullmatch(upstream.api_key):
@@ -73,15 +74,15 @@ def _upstreams(draft: Draft) -> None:
         _azure(draft, path, upstream)
 
 
-def _base_url(draft: Draft, path: Path, upstream: Upstream) -> None:
-    """Check an address without telling it: a password may stand in it (RFC 3986, 3.2.1)."""
+def _address(draft: Draft, path: Path, text: str) -> bool:
+    """Check an address without telling it: a password may stand in it (RFC 3986, 3.2.1). False for one that has a mistake."""
     try:
-        url = urlsplit(upstream.base_url or "")
-        problem = _wrong_url(url, upstream.base_url or "")
+        problem = _wrong_url(urlsplit(text), text)
     except ValueError:
         problem = "is not a URL; is the port a number, and an IPv6 host in brackets?"
     if problem is not None:
-        draft.mistake(path, f"'base_url' {problem}")
+        draft.mistake(path, f"{path[-1]!r} {problem}")
+    return problem is None
 
 
 def _wrong_url(url: SplitResult, text: str) -> str | None:
@@ -218,11 +219,6 @@ def _aliases(draft: Draft) -> None:
             draft.mistake(path, f"no model is called {draft.written(path)}{meant(target, models)}")
 
 
-def covers(pattern: str, name: str) -> bool:
-    """Whether a pattern (`*` at the end only) means a name. Two patterns meet if one covers what the other may."""
-    return name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-
-
 def _keys(draft: Draft) -> None:
     auth: Auth | None = draft.values["auth"]
     if auth is None:
@@ -315,14 +311,9 @@ def _otel(draft: Draft) -> None:
     otel: Otel | None = draft.values["otel"]
     if otel is None:
         return
-    try:
-        problem = _wrong_url(urlsplit(otel.endpoint), otel.endpoint)
-    except ValueError:
-        problem = "is not a URL; is the port a number, and an IPv6 host in brackets?"
-    if problem is None and otel.endpoint.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):
-        problem = "ends with the path of one signal; /v1/traces and /v1/metrics are added to it, so leave that away"
-    if problem is not None:
-        draft.mistake(("otel", "endpoint"), f"'endpoint' {problem}")
+    at: Path = ("otel", "endpoint")
+    if _address(draft, at, otel.endpoint) and otel.endpoint.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):
+        draft.mistake(at, "'endpoint' ends with the path of one signal; /v1/traces and /v1/metrics are added to it, so leave that away")
     for name, value in otel.headers.items():
         path: Path = ("otel", "headers", name)
         if not _TOKEN.fullmatch(name):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import inspect
 
@@ -15,29 +15,10 @@ from proxyd.config import units
 from proxyd.config.schema import Config, Kind, Model, Target, Upstream
 from proxyd.config.shape import Shape, shape_of_config
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 Document: TypeAlias = dict[str, Any]
 
 _REFERENCE = r"\$\{"
 _NAME = {"minLength": 1, "maxLength": 256}
-_WRITE: dict[str, Callable[[Any], str]] = {
-    "duration": units.write_duration,
-    "size": units.write_size,
-    "money": units.write_money,
-    "count": units.write_count,
-    "share": units.write_share,
-}
-_PATTERNS = {
-    "duration": units.DURATION,
-    "size": units.SIZE,
-    "money": units.MONEY,
-    "count": units.COUNT,
-    "share": units.SHARE,
-}
-_NUMBERS = {"duration": "number", "money": "number", "share": "string"}
-"""What may stand there unquoted; everything else is an integer."""
 _STATUS = {"type": "integer", "minimum": 400, "maximum": 599}
 
 
@@ -118,10 +99,11 @@ def _single(shape: Shape) -> Document:
         return {"type": ["boolean", "string", *null], "pattern": _strings(words)}
     if not isinstance(core, inspect.IntType | inspect.FloatType):
         raise TypeError(f"the schema has a type that an editor cannot be told: {core}")
-    if shape.unit is not None:
-        words.append(_PATTERNS[shape.unit])
+    unit = units.UNITS.get(shape.unit or "")
+    if unit is not None:
+        words.append(unit.pattern)
     document: Document = {
-        "type": list(dict.fromkeys([_NUMBERS.get(shape.unit or "", "integer"), "string", *null])),
+        "type": list(dict.fromkeys(["integer" if unit is None else unit.bare, "string", *null])),
         "pattern": _strings(words),
     }
     bounds = {"minimum": core.ge, "exclusiveMinimum": core.gt, "maximum": core.le}
@@ -137,7 +119,7 @@ def _default(value: Any, unit: str | None) -> Any:
     if value is None:
         return "none"
     if unit is not None:
-        return _WRITE[unit](value)
+        return units.UNITS[unit].write(value)
     if isinstance(value, tuple):
         return [_default(item, None) for item in value]
     return value.value if isinstance(value, enum.Enum) else value

@@ -36,20 +36,6 @@ BROKEN = object()
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WRITTEN_OUT: dict[type, Callable[[Node], Node]] = {Model: long_route, Target: long_target}
-_WRITE: dict[str, Callable[[Any], str]] = {
-    "duration": units.write_duration,
-    "size": units.write_size,
-    "money": units.write_money,
-    "count": units.write_count,
-    "share": units.write_share,
-}
-_UNITS: dict[str, Callable[[str], float]] = {
-    "duration": units.duration,
-    "size": units.size,
-    "money": units.money,
-    "count": units.count,
-    "share": units.share,
-}
 
 
 @dataclass(slots=True)
@@ -312,8 +298,8 @@ def _parse(text: str, shape: Shape, *, quoted: bool) -> Any:
         raise TypeError(f"the schema has a type that cannot be read: {core}")
     if quoted and not shape.unit:
         raise ValueError("is text; write the number without quotes")
-    number = _UNITS.get(shape.unit or "", units.whole)(text)
-    write = _WRITE.get(shape.unit or "", str)
+    unit = units.UNITS.get(shape.unit or "")
+    number, write = (units.whole(text), str) if unit is None else (unit.read(text), unit.write)
     if core.gt is not None and number <= core.gt:
         raise ValueError(f"must be more than {core.gt:g}" + ("; write none for no limit" if shape.nullable else ""))
     if core.ge is not None and number < core.ge:

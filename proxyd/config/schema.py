@@ -24,7 +24,7 @@ FIXED_MEMBERS = frozenset({"model", "stream"})
 
 
 def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bool = False) -> Meta:
-    """Describe a field; `unit` is `duration`, `size`, `money`, `count`, or absent. A `secret` is shown nowhere."""
+    """Describe a field; `unit` is a key of `units.UNITS`, or absent. A `secret` is shown nowhere."""
     return Meta(description=text, extra={"boot": boot, "unit": unit, "secret": secret})
 
 
@@ -47,7 +47,7 @@ class Kind(enum.StrEnum):
 
 
 class Environment(enum.StrEnum):
-    """How strict to be at start (SPEC 10)."""
+    """How strict to be at start; `safety` has the rules."""
 
     DEVELOPMENT = "development"
     TEST = "test"

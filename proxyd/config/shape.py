@@ -18,7 +18,7 @@ class Shape:
     """Never Metadata; a union only where two kinds of values are meant, not for None."""
     nullable: bool = False
     unit: str | None = None
-    """`duration`, `size`, `amount`, `share` or nothing."""
+    """A key of `units.UNITS`, or nothing."""
     secret: bool = False
     boot: bool = False
     description: str = ""

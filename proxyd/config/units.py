@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOTHING = ("none", "off", "forever")
 """The words for None, where a field has it."""
@@ -15,7 +19,6 @@ LONGEST = 10 * 365 * 86400.0
 DURATION = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)?"
 SIZE = r"[0-9]+(?:\.[0-9]+)?(?:B|[kK]B|[MG]B|[KMG]iB)?"
 SHARE = r"[0-9]{1,3}(?:\.[0-9]{1,3})?%"
-
 MONEY = r"[0-9]+(?:\.[0-9]+)?"
 COUNT = r"[0-9]+[kM]?"
 
@@ -78,7 +81,7 @@ def since(text: str, now_us: int) -> int | None:
     if found := re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text):
         return max(0, now_us - int(found[1]) * _PERIODS[found[2]] * 1_000_000)
     try:
-        day = dt.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=dt.UTC)
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
         raise ValueError("is no moment; write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
     return max(0, int(day.timestamp()) * 1_000_000)
@@ -144,6 +147,28 @@ def write_size(count: int) -> str:
         if count and count % _BYTES[unit] == 0:
             return f"{count // _BYTES[unit]}{unit}"
     return str(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How values of one kind are written: as a pattern, and both ways."""
+
+    pattern: str
+    read: Callable[[str], float]
+    """Raises ValueError with what to write instead."""
+    write: Callable[[Any], str]
+    bare: str = "integer"
+    """The type that JSON Schema has for one that stands unquoted."""
+
+
+UNITS = {
+    "duration": Unit(DURATION, duration, write_duration, bare="number"),
+    "size": Unit(SIZE, size, write_size),
+    "money": Unit(MONEY, money, write_money, bare="number"),
+    "count": Unit(COUNT, count, write_count),
+    "share": Unit(SHARE, share, write_share, bare="string"),
+}
+"""By the `unit` of a field of the schema."""
 
 
 def trap(text: str) -> str | None:

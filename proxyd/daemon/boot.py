@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aiohttp import http_parser
 
 from proxyd.config.safety import Made, refusals
-from proxyd.config.schema import Environment, Key, Kind
+from proxyd.config.schema import TEST_KEY, Environment, Key, Kind
 from proxyd.config.zones import zone
 from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from proxyd.config.schema import Config, Upstream
     from proxyd.flow.runtime import Door, Tracer
     from proxyd.rules.price import Quote
-
-TEST_KEY = "test-key"
-"""The fixed key of `environment: test`."""
 
 
 class RefusedError(Exception):

@@ -45,11 +45,11 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
     if answer.failure is not None:
         raise answer.failure
     if answer.streams and not answer.finished_whole and not answer.had_error:
-        # wire facts 1.5: Ollama's /v1 swallows errors, others just stop; both end cleanly and look like short answers
+        # Ollama's /v1 swallows errors, others just stop; both end cleanly and look like short answers
         raise ProxyError("upstream_incomplete", "The upstream ended its answer before it was complete.")
     assert answer.meter is not None  # noqa: S101 - it has a head
     if not answer.streams and answer.had_error and not down.committed:
-        # OpenRouter's 200 that holds only an error: the SDKs would see an answer without choices (wire facts 9)
+        # OpenRouter's 200 that holds only an error: the SDKs would see an answer without choices
         raise in_band(answer.meter.last_error, ex.upstream.api_key if ex.upstream else None)
     ex.held = answer.meter.take_held()
     ex.bytes_out = down.prepare(ex.held)

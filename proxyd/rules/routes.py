@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxyd.config.patterns import covers
 from proxyd.config.schema import Strategy
 from proxyd.model import UNLIMITED
 from proxyd.rules.auth import limits_of
@@ -100,9 +101,10 @@ class RouteTable:
 
     def allowed(self, caller: Caller, asked: str) -> bool:
         """Whether a caller may use a name: by that name, or by the one that it is an alias of."""
-        if _matches(caller.models, asked):
+        if any(covers(pattern, asked) for pattern in caller.models):
             return True
-        return asked not in self._exact and asked in self._aliases and _matches(caller.models, self._aliases[asked])
+        meant = self._aliases.get(asked) if asked not in self._exact else None
+        return meant is not None and any(covers(pattern, meant) for pattern in caller.models)
 
     def listed(self, caller: Caller | None = None) -> list[str]:
         """List the names for `GET /v1/models`, models before aliases; patterns have none. With a caller, only what it may use."""
@@ -142,10 +144,6 @@ def _targets(model: Model, name: str) -> list[Target]:
         if there:
             targets.append(Target(target.upstream, there, target.weight))
     return targets
-
-
-def _matches(patterns: Sequence[str], name: str) -> bool:
-    return any(name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern for pattern in patterns)
 
 
 def _as_written(targets: Sequence[Target], _facts: Mapping[str, Facts], _chance: float) -> list[Target]:

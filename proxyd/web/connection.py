@@ -202,7 +202,7 @@ class Listener(web.Server):
         self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
         self.connected = 0
         self._complained = 0.0
-        # aiohttp's defaults are for one application, not for the open net (reference: its web_protocol):
+        # aiohttp's defaults are for one application, not for the open net (its web_protocol.py):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
         self._settings: dict[str, Any] = {
             "access_log": None,

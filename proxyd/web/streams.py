@@ -1,4 +1,4 @@
-"""Resumable streams: go on with one, ask how far it is, stop it (SPEC: "lose your connection, keep your answer")."""
+"""Resumable streams: go on with one, ask how far it is, stop it, forget it."""
 
 from __future__ import annotations
 

@@ -45,8 +45,6 @@ class Mark(enum.IntEnum):
 
 
 _ORDINARY = Mark.ORDINARY  # looking a member up costs more than reading a delta does
-
-_ORDINARY = Mark.ORDINARY  # looking a member up costs more than reading a delta does
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 

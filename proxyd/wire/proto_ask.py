@@ -121,7 +121,7 @@ def _set_labels(message: Any, name: str, raw: bytes, _way: Way) -> None:
 
 
 def _set_options(message: Any, _name: str, raw: bytes, _way: Way) -> None:
-    """`include_usage` is what every protobuf stream has; obfuscation becomes padding (protobuf.md 5)."""
+    """`include_usage` is what every protobuf stream has; obfuscation becomes padding."""
     options = plain(raw)
     if not isinstance(options, dict) or not options.keys() <= {"include_usage", "include_obfuscation"}:
         raise Misfit

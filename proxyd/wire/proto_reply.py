@@ -1,6 +1,6 @@
 """Whole answers: OpenAI's `chat.completion` as protobuf and back; and the parts that streams share: usage, logprobs, finish.
 
-Not kept: null members, `annotations: []`, `object`. At DETAIL_COMPACT also what SPEC 9 and the schema leave out.
+Not kept: null members, `annotations: []`, `object`. At DETAIL_COMPACT also what the schema says it leaves out.
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from proxyd.wire.delivery import Delivery
 
 DEFAULT_DELAY_MS = 100
-"""What protobuf streams are held for where neither client nor route says otherwise (SPEC 9)."""
-
-
+"""What protobuf streams are held for where neither client nor route says otherwise."""
 MAX_CHOICES = 128
 """Choices of which text is held at once, as many as OpenAI makes; each up to `max_bytes`."""
 

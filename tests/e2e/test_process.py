@@ -91,7 +91,7 @@ async def test_a_crowd_that_leaves_at_once_leaves_nothing_behind(rig):
 
 
 async def test_a_crowd_that_does_not_read_costs_a_bounded_memory_each(rig):
-    """SPEC: at most 256 KiB of one stream is held; then its upstream waits."""
+    """At most 256 KiB of one stream is held; then its upstream waits."""
     count = 100
 
     def flood(_):

@@ -220,7 +220,7 @@ def _events(name: str) -> list[dict]:
 
 
 async def test_the_answer_of_200_tokens_costs_no_more_than_promised(rig):
-    """SPEC 9: at most 1,100 bytes of body at 100 ms. Here all comes at once, so this bounds the encoding; bench/thin.py has the pace."""
+    """At most 1,100 bytes of body at 100 ms. Here all comes at once, so this bounds the encoding; bench/thin.py has the pace."""
     rig.origin.on("answer-200", stream(sample("streams/answer-200.sse")))
     assert len((await post(rig, asked("answer-200", stream=True))).body) <= 1100
 
