@@ -48,8 +48,11 @@ class _Silent(asyncio.Protocol):
             self._model, self._seen = found[1].decode(), b""
             self._transport.write(_BEGUN)  # type: ignore[attr-defined]
 
+    def eof_received(self) -> None:
+        self.ended.setdefault(self._model, time.monotonic())
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self.ended[self._model] = time.monotonic()
+        self.ended.setdefault(self._model, time.monotonic())
 
 
 def _serve(pipe: Connection) -> None:
@@ -76,10 +79,14 @@ class Crowd:
 
     daemon: Daemon
     pipe: Connection
+    origin: str
+    direct: bool = False
+    """Streams are opened at the origin itself: what the measuring costs."""
 
     async def stream(self, name: str) -> asyncio.StreamWriter:
         """Open a stream, and return once its first event is there."""
-        host, _, port = self.daemon.url.removeprefix("http://").partition(":")
+        url = self.origin if self.direct else self.daemon.url
+        host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=4096)
         body = b'{"model":"%b","stream":true,"messages":%b}' % (name.encode(), str(chat("")["messages"]).replace("'", '"').encode())
         writer.write(request("POST", PATH, body))
@@ -119,7 +126,7 @@ def crowd() -> Iterator[Crowd]:
         with contextlib.suppress(PermissionError, ValueError):  # as a unit's LimitNOFILE would
             resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (65536, 65536))
         try:
-            yield Crowd(daemon, ours)
+            yield Crowd(daemon, ours, f"http://127.0.0.1:{port}")
         finally:
             daemon.kill()
             ours.close()

@@ -53,6 +53,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
         raise
     try:
         if ex.broadcast is None:
+            down.on_leaving(lambda: _stop(ex))
             await serve(ex, runtime, down)
         elif verdict is Verdict.RUN:
             ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
@@ -127,6 +128,12 @@ def _break(down: Downstream | Broadcast, error: ProxyError) -> None:
         down.abort(error_event(error))
     else:
         down.refuse(error)
+
+
+def _stop(ex: Exchange) -> None:
+    """The client leaves: its upstream stops now. What else is to be done is done by the cancellation that follows, in its turn."""
+    if ex.answer is not None and ex.model.on_disconnect is OnDisconnect.CANCEL:
+        ex.answer.close()
 
 
 def _leave(ex: Exchange, runtime: Runtime) -> None:

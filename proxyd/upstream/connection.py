@@ -7,6 +7,8 @@ queue stands between, and nothing here decides what the bytes mean.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -57,6 +59,8 @@ class Connection(asyncio.BufferedProtocol):
     """A connection of a pool. `send` starts a call; `released` is told when it can carry another or is gone."""
 
     reused = False
+    sock: socket.socket | None = None
+    """What the transport reads from (uvloop's own is none that can be shut down)."""
 
     def __init__(self, buffer: memoryview, released: Callable[[Connection, bool], None]) -> None:
         self._buffer = buffer  # one for the whole pool: a callback uses it up before the next begins
@@ -113,6 +117,10 @@ class Connection(asyncio.BufferedProtocol):
         """Give up the call, if it is still running, by breaking the connection."""
         if self._sink is not None:
             self._sink = None
+            if self.sock is not None and self._transport is not None:
+                # Now, not in a later turn of the loop: in a crowd that leaves at once, that is when all others have been seen to.
+                with contextlib.suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
             self._drop()
 
     def discard(self) -> None:

@@ -201,6 +201,7 @@ async def _dial(pool: Pool, protocol: Callable[[], Connection]) -> Connection:
     except BaseException:
         sock.close()
         raise
+    connection.sock = sock
     return connection
 
 

@@ -73,7 +73,7 @@ def room() -> int:
 class ClientConnection(web.RequestHandler):
     """One connection from a client."""
 
-    __slots__ = ("_address", "_wire", "asked", "listener", "steered")
+    __slots__ = ("_address", "_wire", "asked", "listener", "on_leaving", "steered")
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
@@ -81,6 +81,8 @@ class ClientConnection(web.RequestHandler):
         self._address: str | None = None
         self._wire: asyncio.Transport | None = None
         self.steered: Steered | None = None
+        self.on_leaving: Callable[[], None] | None = None
+        """Called at once when the client leaves; the running handler is cancelled a turn of the loop later."""
         self.asked = False
         """A request has come on it."""
 
@@ -124,8 +126,14 @@ class ClientConnection(web.RequestHandler):
         """The client's; empty on a Unix socket, and when it has left."""
         return self._address or ""
 
+    def eof_received(self) -> None:
+        """The client sends no more: it leaves. While something is still to be written to it, that is not certain yet."""
+        if self._wire is not None and not self._wire.get_write_buffer_size():
+            self._leaves()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the address its place back; the running handler is cancelled."""
+        self._leaves()
         if self._address is not None:
             counts = self.listener.per_address
             self.listener.connected -= 1
@@ -135,6 +143,11 @@ class ClientConnection(web.RequestHandler):
             self._address = None
         self.steered = self._wire = None
         super().connection_lost(exc)
+
+    def _leaves(self) -> None:
+        leaving, self.on_leaving = self.on_leaving, None
+        if leaving is not None:
+            leaving()
 
     def pause_writing(self) -> None:
         """The client reads slowly: pause whoever writes."""

@@ -278,6 +278,10 @@ class Downstream:
         if steered is not None and self._connection.writing_paused:
             steered.pause()
 
+    def on_leaving(self, stop: Callable[[], None] | None) -> None:
+        """From now on the client's leaving calls this first, before anything is done about any client that leaves with it."""
+        self._connection.on_leaving = stop
+
     # For the room itself.
 
     def last(self) -> None:
@@ -289,7 +293,8 @@ class Downstream:
         return Sent(keep_alive=self._keep_alive)
 
     def close(self) -> None:
-        """Nothing of this answer leaves from now on."""
+        """Nothing of this answer leaves from now on, and nobody waits for its client to leave."""
+        self._connection.on_leaving = None
         if self.encoder is not None:
             self.encoder.stop()
 

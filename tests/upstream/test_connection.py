@@ -1,0 +1,42 @@
+"""One connection to an upstream, without the daemon around it."""
+
+import asyncio
+
+import pytest
+
+from proxyd.clock import Clock
+from proxyd.config.schema import Kind, Upstream
+from proxyd.upstream.pool import Pool
+from tests.e2e.client import becomes
+from tests.origin import HANG, Ending, delta, stream
+
+uvloop = pytest.importorskip("uvloop")
+
+
+class Ignore:
+    """A sink."""
+
+    def head(self, status, headers):
+        pass
+
+    def body(self, data):
+        pass
+
+    def end(self, failure):
+        raise AssertionError("whoever gave the call up is not told of its end")
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_call_that_is_given_up_is_closed_at_once_not_in_a_later_turn_of_the_loop(origin, factory):
+    origin.on("/v1/chat", stream(delta("a"), ending=Ending.HANG))
+
+    async def main():
+        pool = Pool(Upstream(Kind.OPENAI, origin.url), origin.url, Clock())
+        call = await pool.call(b"POST /v1/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", b"", Ignore(), HANG)
+        await becomes(lambda: origin.requests)
+        call.close()
+        assert origin.requests[0].connection.closed.wait(HANG), "not while this loop stands still"
+        pool.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
