@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import orjson
-
 from proxyd.errors import ProxyError
 from proxyd.flow import handler
 from proxyd.model import Endpoint
 from proxyd.rules import cors
 from proxyd.web import conversations, models, openapi, rpc, streams, usage
+from proxyd.web.document import tell
 from proxyd.web.downstream import Downstream
 from proxyd.web.protobuf import Protobuf, Write, as_chat, as_embeddings, as_models, as_nothing
 from proxyd.wire.negotiate import answer, negotiate
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.web.connection import Sent
 
-JSON = (b"Content-Type", b"application/json")
-VARY = (b"Vary", b"Accept")
 # RFC 9110 7.2 and 4.2: a host name, an IPv4 address or a bracketed IPv6 one, and perhaps a port. aiohttp lets spaces through.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 
@@ -55,7 +52,7 @@ def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Say that the process is alive and how its configuration is; what is wrong with it is for the operator alone."""
     reloaded = runtime.reloaded
     message = "in effect" if reloaded is None or reloaded.ok else "not taken: the file has mistakes, and the earlier one stays"
-    down.reply(200, [JSON], orjson.dumps({"status": "ok", "config": loading(runtime, message)}))
+    tell(down, {"status": "ok", "config": loading(runtime, message)})
 
 
 def loading(runtime: Runtime, message: str) -> dict[str, object]:
@@ -74,12 +71,12 @@ def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Say whether traffic may come: the ledger can be written, and no shutdown is under way."""
     reasons = runtime.unready()
     document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
-    down.reply(503 if reasons else 200, [JSON], orjson.dumps(document))
+    tell(down, document, status=503 if reasons else 200)
 
 
 def described(_runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Describe these endpoints to programs."""
-    down.reply(200, [JSON, (b"Cache-Control", b"no-cache")], orjson.dumps(openapi.document(ENDPOINTS)))
+    tell(down, openapi.document(ENDPOINTS), (b"Cache-Control", b"no-cache"))
 
 
 def docs(_runtime: Runtime, down: Downstream, _argument: str) -> None:

@@ -13,6 +13,7 @@ from proxyd.flow.admit import authenticate
 from proxyd.flow.memory import not_found
 from proxyd.store.conversations import LATEST, Turn
 from proxyd.store.db import StoreError
+from proxyd.web.document import JSON, tell
 from proxyd.wire.negotiate import negotiate
 from proxyd.wire.proto import name_text
 from proxyd.wire.turn import MAX_MESSAGES
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from proxyd.store.conversations import Stored
     from proxyd.web.downstream import Downstream
 
-JSON = (b"Content-Type", b"application/json")
 LINES = (b"Content-Type", b"application/jsonl")
 MAX_PAGE = 100
 EXPORTED_AT_ONCE = 20
@@ -61,7 +61,7 @@ async def begin(runtime: Runtime, down: Downstream, _argument: str) -> None:
         await runtime.memory.store.create(turn)
     except StoreError:
         raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
-    _say(down, {"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+    tell(down, {"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
 
 
 async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -75,7 +75,7 @@ async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:
             raise not_found()
         before = (last.updated_at, last.name)
     found = await _page(runtime, caller.name, before, most + 1)
-    _say(down, {"object": "list", "data": [_told(one) for one in found[:most]], "has_more": len(found) > most})
+    tell(down, {"object": "list", "data": [_told(one) for one in found[:most]], "has_more": len(found) > most})
 
 
 async def one(runtime: Runtime, down: Downstream, argument: str) -> None:
@@ -105,7 +105,7 @@ async def delete(runtime: Runtime, down: Downstream, argument: str) -> None:
         raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
     if not there:
         raise not_found()
-    _say(down, {"conversation_id": f"c_{name}", "object": "conversation", "deleted": True})
+    tell(down, {"conversation_id": f"c_{name}", "object": "conversation", "deleted": True})
 
 
 async def _export(runtime: Runtime, down: Downstream, caller: str) -> None:
@@ -151,7 +151,3 @@ def _whole(stored: Stored) -> bytes:
     """A conversation and its messages, which stand as they are stored."""
     head = orjson.dumps(_told(stored))
     return head[:-1] + b',"messages":[' + b",".join(text.encode() for text in stored.messages) + b"]}"
-
-
-def _say(down: Downstream, document: dict[str, object]) -> None:
-    down.reply(200, [JSON], orjson.dumps(document))

@@ -21,7 +21,7 @@ from proxyd.web.connection import ClientConnection, Sent
 from proxyd.web.paced import Paced
 from proxyd.wire import text, wishes
 from proxyd.wire.coding import decoder
-from proxyd.wire.faults import error_event, kept_refusal
+from proxyd.wire.faults import error_event, kept_refusal, refused
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
@@ -179,17 +179,8 @@ class Downstream:
 
     def refuse(self, error: ProxyError) -> None:
         """Answer with an error, in the client's form, telling SDKs whether to try again."""
-        if self.encoder is not None:
-            status, headers, body = self.encoder.refusal(error)
-            self._say(status, [*headers, *_required(error)], body)
-            return
-        told = [(b"Content-Type", b"application/json")]
-        if not error.retry:
-            told.append((b"x-should-retry", b"false"))
-        told += _required(error)
-        if error.retry_after is not None:
-            told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
-        self._say(error.status, told, error.document())
+        status, headers, body = refused(error) if self.encoder is None else self.encoder.refusal(error)
+        self._say(status, [*headers, *_required(error)], body)
 
     def prepare(self, data: bytes) -> int:
         """Make the end of the answer ready; says how large its body will be. `finish` or `reply` with the same bytes follows.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from proxyd.errors import ProxyError
 from proxyd.flow.keyring import document
 from proxyd.rules import new_key
 from proxyd.store.db import StoreError
 from proxyd.store.keys import KeyRefusedError
+from proxyd.web.document import asked, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-JSON = (b"Content-Type", b"application/json")
-LARGEST = 64 * 1024
-"""Bytes of a request."""
 GRACE = 86_400.0
 """Seconds that a rotated key lives on."""
 _ROTATE = "/rotate"
@@ -46,9 +42,9 @@ def shown(runtime: Runtime, down: Downstream, name: str) -> None:
 
 async def create(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Make a key. The answer holds it, this once."""
-    asked = await _asked(down)
+    wish = await asked(down)
     try:
-        caller = new_key.caller(asked, runtime.clock.now_us())
+        caller = new_key.caller(wish, runtime.clock.now_us())
     except new_key.WishError as error:
         raise ProxyError("invalid_request", f"{error}.") from None
     auth = runtime.snapshot.config.auth
@@ -62,7 +58,7 @@ async def change(runtime: Runtime, down: Downstream, argument: str) -> None:
     """Rotate: make a key that replaces a caller's; the old one lives on for `grace` seconds. The answer holds the new one, this once."""
     if not argument.endswith(_ROTATE):
         raise ProxyError("not_found", "What can be done with a key is POST /keys/NAME/rotate.")
-    grace = (await _asked(down)).get("grace", GRACE)
+    grace = (await asked(down)).get("grace", GRACE)
     if not isinstance(grace, int | float) or isinstance(grace, bool) or not 0 <= grace <= 366 * 86_400:
         raise ProxyError("invalid_request", "`grace` is a number of seconds, at most a year.", param="grace")
     secret, key = await _done(runtime.keyring.rotate(argument.removesuffix(_ROTATE), grace))
@@ -76,17 +72,6 @@ async def revoke(runtime: Runtime, down: Downstream, name: str) -> None:
     _tell(down, {"object": "list", "data": [document(key, now_us) for key in ended]})
 
 
-async def _asked(down: Downstream) -> dict[str, object]:
-    raw = await down.body(LARGEST, 10.0)
-    try:
-        found = orjson.loads(raw or b"{}")
-    except orjson.JSONDecodeError:
-        raise ProxyError("invalid_json", "The request body is not JSON.") from None
-    if not isinstance(found, dict):
-        raise ProxyError("invalid_request", "The request body must be a JSON object.")
-    return found
-
-
 async def _done(change: Awaitable[T]) -> T:
     """Map what the database says."""
     try:
@@ -98,4 +83,4 @@ async def _done(change: Awaitable[T]) -> T:
 
 
 def _tell(down: Downstream, found: dict[str, object], status: int = 200) -> None:
-    down.reply(status, [JSON, (b"Cache-Control", b"no-store")], orjson.dumps(found))
+    tell(down, found, (b"Cache-Control", b"no-store"), status=status)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import authenticate
+from proxyd.web.document import tell
 from proxyd.wire.body import MAX_MODEL_NAME
 
 if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
 
-JSON = (b"Content-Type", b"application/json")
 VARY = (b"Vary", b"Accept")
 
 
@@ -22,7 +20,7 @@ async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """List the route table as OpenAI lists models: what this caller may use."""
     caller = await authenticate(runtime, down)
     listed = [_model(name, runtime) for name in runtime.snapshot.routes.listed(caller)]
-    down.reply(200, [JSON, VARY], orjson.dumps({"object": "list", "data": listed}))
+    tell(down, {"object": "list", "data": listed}, VARY)
 
 
 async def one(runtime: Runtime, down: Downstream, argument: str) -> None:
@@ -32,7 +30,7 @@ async def one(runtime: Runtime, down: Downstream, argument: str) -> None:
     proper = len(argument) <= MAX_MODEL_NAME and argument.isprintable()  # as a request's body has to name it
     if not proper or routes.resolve(argument) is None or not routes.allowed(caller, argument):
         raise ProxyError("model_not_found", f"The model {argument[:200]!r} does not exist here.", param="model")
-    down.reply(200, [JSON, VARY], orjson.dumps(_model(argument, runtime)))
+    tell(down, _model(argument, runtime), VARY)
 
 
 def _model(name: str, runtime: Runtime) -> dict[str, object]:

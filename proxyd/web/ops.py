@@ -8,16 +8,14 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from proxyd import __version__
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import administrator
 from proxyd.flow.tally import running
 from proxyd.metrics import CONTENT_TYPE
 from proxyd.web import database, keys
-from proxyd.web.app import JSON, App, Row, loading, ready
-from proxyd.web.usage import priced_again
+from proxyd.web.app import App, Row, loading, ready
+from proxyd.web.document import tell
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Say that the process is alive, and what the last reload came to."""
     message = "" if runtime.reloaded is None else runtime.reloaded.message
-    down.reply(200, [JSON], orjson.dumps({"status": "ok", "config": loading(runtime, message)}))
+    tell(down, {"status": "ok", "config": loading(runtime, message)})
 
 
 async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -43,7 +41,7 @@ async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
     if not done.ok:
         error = {"message": done.message, "type": "invalid_request_error", "param": None, "code": "config_invalid"}
         document |= {"mistakes": done.problems, "error": error}
-    down.reply(200 if done.ok else 422, [JSON], orjson.dumps(document))
+    tell(down, document, status=200 if done.ok else 422)
 
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -64,7 +62,7 @@ def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
         "running": running(active, runtime.clock.monotonic()),
         "idempotency": runtime.running.describe(),
     }
-    down.reply(200, [JSON], orjson.dumps(document))
+    tell(down, document)
 
 
 async def metrics(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -86,7 +84,7 @@ OPS: tuple[Row, ...] = (
     Row("POST", "/keys/", keys.change, "rotate a caller's key: /keys/NAME/rotate"),
     Row("DELETE", "/keys/", keys.revoke, "end a caller's keys"),
     Row("POST", "/db/prune", database.prune, "delete what is past its retention"),
-    Row("POST", "/usage/reprice", priced_again, "price history again"),
+    Row("POST", "/usage/reprice", database.priced_again, "price history again"),
     Row("POST", "/db/vacuum", database.vacuum, "give the database's free room back to the disk"),
 )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from typing import TYPE_CHECKING
 
 from proxyd.flow.packer import together
+from proxyd.wire.faults import refused
 
 if TYPE_CHECKING:
     from proxyd.errors import ProxyError
@@ -52,12 +52,7 @@ class Paced:
 
     def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """As OpenAI shapes it."""
-        told = [(b"Content-Type", b"application/json")]
-        if not error.retry:
-            told.append((b"x-should-retry", b"false"))
-        if error.retry_after is not None:
-            told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
-        return error.status, told, error.document()
+        return refused(error)
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:  # noqa: ARG002 - whatever the headers
         """Begin a stream."""

@@ -26,10 +26,8 @@ _KEPT = frozenset(
     {b"idempotent-replayed", b"preference-applied", b"allow", b"www-authenticate", b"vary", b"stream-events", b"stream-state"}
 )
 """Headers that stay on lean answers: what they say is said nowhere else."""
-
-
-MAX_FRAMES = 64 << 20
-"""Bytes of one frame that is padded anew."""
+MAX_FRAME = 64 << 20
+"""Bytes of one frame of ours that is taken up again, to be padded or put into an envelope."""
 Write = Callable[[bytes, Wishes], bytes]
 """Writes a whole answer of OpenAI's JSON as the message that its endpoint has. Raises ProxyError."""
 
@@ -92,7 +90,7 @@ class Protobuf:
         self._wishes = NO_WISHES
         self._packer: Packer | None = None
         self._framed = False
-        self._frames = FrameReader(MAX_FRAMES)
+        self._frames = FrameReader(MAX_FRAME)
 
     @property
     def lean(self) -> bool:

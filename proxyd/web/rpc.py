@@ -6,6 +6,7 @@ Sources: https://connectrpc.com/docs/protocol/ and https://github.com/grpc/grpc/
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
@@ -103,12 +104,12 @@ async def _chat(runtime: Runtime, down: Downstream, *, streamed: bool) -> None:
     await rpc.within_time(handler.handle(runtime, Endpoint.CHAT, down))
 
 
+@dataclass(frozen=True, slots=True)
 class _Shape:
     """What a method answers with."""
 
-    def __init__(self, write: Write, answer: type[Message]) -> None:
-        self.write = write
-        self.answer = answer
+    write: Write
+    answer: type[Message]
 
 
 class _Rpc:
@@ -118,7 +119,6 @@ class _Rpc:
         self._limits = runtime.snapshot.config.limits
         self._down = down
         self._speech = speech
-        self._timeout: float | None = None
 
     async def message(self, kind: type[M]) -> M:
         """Read the call's one message, out of the body or, for a GET, out of the query. Raises ProxyError."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxyd.errors import TABLE, ProxyError
-from proxyd.web.protobuf import Protobuf, Write
+from proxyd.web.protobuf import MAX_FRAME, Protobuf, Write
 from proxyd.wire import connect
 from proxyd.wire._pb import chat_pb2
 from proxyd.wire.proto_error import error_json
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from proxyd.clock import Clock
     from proxyd.web.encoder import Emit, Headers
     from proxyd.wire.wishes import Wishes
-
-MAX_FRAME = 64 << 20
-"""Bytes of one message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import authenticate
 from proxyd.flow.claims import forbidden, request_id_of
+from proxyd.web.document import tell
 from proxyd.web.protobuf import Protobuf, write_chat
 from proxyd.wire.negotiate import answer
 from proxyd.wire.proto import name_bytes
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
-
-JSON = (b"Content-Type", b"application/json")
 
 
 async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
@@ -54,7 +51,7 @@ async def forget(runtime: Runtime, down: Downstream, name: str) -> None:
     broadcast = await _find(runtime, down, name, whole=True)
     if not runtime.running.stop(broadcast):
         await runtime.running.forget(broadcast)
-    down.reply(200, [JSON], b"{}")
+    tell(down, {})
 
 
 async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
@@ -62,7 +59,7 @@ async def stop(runtime: Runtime, down: Downstream, name: str) -> None:
     broadcast = await _find(runtime, down, name)
     if not runtime.running.stop(broadcast):
         raise ProxyError("stream_conflict", "This stream has ended already.")
-    down.reply(200, [JSON], orjson.dumps({"id": broadcast.request_id, "object": "stream", "stopped": True}))
+    tell(down, {"id": broadcast.request_id, "object": "stream", "stopped": True})
 
 
 async def _find(runtime: Runtime, down: Downstream, name: str, *, whole: bool = False) -> Broadcast:

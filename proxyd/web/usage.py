@@ -1,4 +1,4 @@
-"""What a caller has used, for the caller itself; and on the operator's port, history priced again."""
+"""What a caller has used, for the caller itself."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import asyncio
 import datetime as dt
 from typing import TYPE_CHECKING
 
-import orjson
-
 from proxyd.config.units import since
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import authenticate
-from proxyd.flow.reprice import Prices, reprice
 from proxyd.rules.price import written_cost
 from proxyd.store.file import StoreError
 from proxyd.store.usage import By, Period, document, report
+from proxyd.web.document import tell
 
 if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.store.usage import Line
     from proxyd.web.downstream import Downstream
 
-JSON = (b"Content-Type", b"application/json")
 BY = (By.MODEL, By.DAY, By.CONVERSATION)
 """What a caller may ask by: who else calls, and which upstreams there are, is not for callers."""
 DEFAULT = "30d"
@@ -50,28 +47,7 @@ async def used(runtime: Runtime, down: Downstream, _argument: str) -> None:
         "data": [{by: line.key, **_told(line)} for line in found.lines],
         "total": _told(found.total),
     }
-    down.reply(200, [JSON], orjson.dumps(told))
-
-
-async def priced_again(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Price settled rows since `since_us` again; `missing`: only those without a cost."""
-    try:
-        asked = orjson.loads(await down.body(64 * 1024, timeout=10) or b"{}")
-    except ValueError:
-        asked = None
-    begin, missing = (asked.get("since_us", 0), asked.get("missing", False)) if isinstance(asked, dict) else (None, None)
-    if not isinstance(begin, int) or not isinstance(missing, bool):
-        raise ProxyError("invalid_request", "Send {since_us: microseconds since the epoch, missing: true or false}.")
-    mine = str(runtime.database.path.resolve())
-    if asked.get("database", mine) != mine:
-        raise ProxyError("conflict", f"The proxyd at this port writes {mine}.", param="database")
-    snapshot = runtime.snapshot
-    prices = Prices(snapshot.routes, snapshot.prices, runtime.price_list, snapshot.config.upstreams)
-    try:
-        looked, changed = await reprice(runtime.database, prices, begin, missing=missing)
-    except StoreError as error:
-        raise ProxyError("ledger_unavailable", str(error)) from error
-    down.reply(200, [JSON], orjson.dumps({"looked_at": looked, "changed": changed}))
+    tell(down, told)
 
 
 def _told(line: Line) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
@@ -13,6 +14,16 @@ MESSAGE_LIMIT = 2000
 """Characters of an upstream's own words that reach a client."""
 QUOTA_CODES = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
 """A 429 with one of these is no matter of waiting."""
+
+
+def refused(error: ProxyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """An error that is the whole answer, as OpenAI says it: status, headers that tell SDKs whether and when to try again, body."""
+    told = [(b"Content-Type", b"application/json")]
+    if not error.retry:
+        told.append((b"x-should-retry", b"false"))
+    if error.retry_after is not None:
+        told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
+    return error.status, told, error.document()
 
 
 def error_event(error: ProxyError) -> bytes:
