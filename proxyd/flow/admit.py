@@ -86,7 +86,7 @@ def _agree(ex: Exchange, down: Downstream) -> None:
     framed = down.encoder is not None
     ex.protocol = down.wish(ex.wishes, streamed=ex.ask.stream, may_compress=default.compress is not False)
     if framed and ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:
-        ex.ask, ex.framed = replace(ex.ask, wants_usage=True), True  # a protobuf stream always ends with its usage
+        ex.framed = True
 
 
 async def authenticate(runtime: Runtime, down: Downstream) -> Caller:

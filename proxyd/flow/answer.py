@@ -35,11 +35,13 @@ END_GRACE = 0.1
 class Answer:
     """The sink of one attempt. Until `push` is set, what may leave is kept in `ready`."""
 
-    def __init__(self, clock: Clock, endpoint: Endpoint, *, streamed: bool, strip_usage: bool) -> None:
+    def __init__(self, clock: Clock, endpoint: Endpoint, *, streamed: bool, strip_usage: bool, note_usage: bool = False) -> None:
         self.clock = clock
         self._endpoint = endpoint
         self._streamed = streamed
         self._strip_usage = strip_usage
+        self.usage_at: list[tuple[int, int]] | None = [] if note_usage else None
+        """Where events stand that carry only usage, if they are neither to be taken out nor for everybody."""
         self._waiter: asyncio.Future[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
         self.call: Call | None = None
@@ -112,7 +114,13 @@ class Answer:
         coding = self.header(b"content-encoding") or "identity"
         limits = Limits() if self.status < 400 else Limits(body=REFUSAL_LIMIT)
         return Meter(
-            form, status=self.status, content_encoding=coding, strip_usage=self._strip_usage, endpoint=self._endpoint, limits=limits
+            form,
+            status=self.status,
+            content_encoding=coding,
+            strip_usage=self._strip_usage,
+            usage_at=self.usage_at,
+            endpoint=self._endpoint,
+            limits=limits,
         )
 
     def _expire(self) -> None:

@@ -5,6 +5,9 @@ from where they left off, each at its own pace. It ends the exchange when nobody
 
 Of a stream that was begun as protobuf there are two: the upstream's events, and `frames`, made of them once, so that a frame's
 number means the same to whoever comes back. Clients that want frames listen there, the others to the events.
+
+The tape has the event of the stream's usage even where whoever began it did not ask for it (`apart`): each listener is given
+it, or not, as it asked itself.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING
 from proxyd.flow.packer import Packer, unpackable
 from proxyd.model import Format
 from proxyd.wire.meter import format_of
-from proxyd.wire.tape import Tape, beyond
+from proxyd.wire.tape import Tape, beyond, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
     from proxyd.web.downstream import Downstream
     from proxyd.wire.delivery import Delivery
+    from proxyd.wire.tape import Stretches
 
 SLICE = 64 * 1024
 """Bytes given at once to a listener that catches up."""
@@ -59,6 +63,10 @@ class Broadcast:
         """What this one is the frames of."""
         self.streamed = False
         """It came piece by piece."""
+        self.apart: Stretches = ()
+        """Where on the tape events stand that only those are given who asked for the usage."""
+        self.wants_usage = True
+        """Whoever began it asked so."""
         # The answer, as the road's client's side
         self.committed = False
         self._size = 0
@@ -95,7 +103,9 @@ class Broadcast:
     @property
     def bytes_out(self) -> int:
         """How large the body is so far, in the form that it was begun in."""
-        return self._size if self.frames is None else self.frames.bytes_out
+        if self.frames is not None:
+            return self.frames.bytes_out
+        return self._size - (0 if self.wants_usage else sum(end - begin for begin, end in self.apart))
 
     # The road's side.
 
@@ -127,7 +137,7 @@ class Broadcast:
         for listener in self._listeners:
             if listener.position == before and not listener.paused:
                 listener.position += len(data)
-                listener.down.write(data)
+                listener.write(data if listener.usage else without(data, before, self.apart))
         if self.tape.overflowed:
             self._trim()
 
@@ -201,6 +211,8 @@ class Broadcast:
         self._answer = answer
         if self.frames is not None:
             self.frames.steer(answer)
+        if self._whole_of is None and answer is not None and answer.usage_at is not None:
+            self.apart = answer.usage_at  # the meter goes on to write into it
 
     def _end(self) -> None:
         """From now on the grace counts anew: who was away shall find the end, too."""
@@ -211,16 +223,19 @@ class Broadcast:
 
     # The clients' side.
 
-    async def listen(self, down: Downstream, received: int = 0, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    async def listen(
+        self, down: Downstream, received: int = 0, extra: tuple[tuple[bytes, bytes], ...] = (), *, usage: bool | None = None
+    ) -> None:
         """Send the answer to one more client, from behind the first `received` events on, until it is over.
 
+        `usage`: whether it is given the event of the stream's usage; None: as whoever began it.
         Raises ProxyError stream_gone, or invalid_request for more events than there are; nothing was sent then.
         """
         if self.frames is not None and down.take_frames():
             await self.frames.listen(down, received, extra)
             return
-        listener = _Listener(down, extra)
-        listener.position = self._position(received)
+        listener = _Listener(down, extra, usage=self.wants_usage if usage is None else usage)
+        listener.position = self._position(received, () if listener.usage else self.apart)
         self._listeners.add(listener)
         self._hush()
         try:
@@ -239,7 +254,7 @@ class Broadcast:
                 self._trim()
             self._silence()
 
-    def _position(self, received: int) -> int:
+    def _position(self, received: int, apart: Stretches) -> int:
         """Where to go on. Raises ProxyError."""
         if not self.streamed:
             if received and not self.ended:
@@ -247,7 +262,7 @@ class Broadcast:
             return 0
         if received == 0 and self.tape.start == 0:
             return 0
-        return self.tape.after(received)
+        return self.tape.after(received, apart)
 
     def _say_whole(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...]) -> None:
         if self.whole is not None:
@@ -309,11 +324,12 @@ def _header(headers: tuple[tuple[bytes, bytes], ...], wanted: bytes) -> str | No
 class _Listener:
     """A client that listens, and how far it is."""
 
-    __slots__ = ("_waiter", "done", "down", "extra", "paused", "position")
+    __slots__ = ("_waiter", "done", "down", "extra", "paused", "position", "usage")
 
-    def __init__(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(self, down: Downstream, extra: tuple[tuple[bytes, bytes], ...], *, usage: bool) -> None:
         self.down = down
         self.extra = extra
+        self.usage = usage
         self.position = 0
         self.paused = False
         self.done = False
@@ -328,12 +344,17 @@ class _Listener:
         while not self.paused and not self.done:
             data = source.tape.since(self.position, SLICE)
             self.position += len(data)
+            told = data if self.usage else without(data, self.position - len(data), source.apart)
             if source.ended and source.streamed and self.position == source.tape.end:
-                self._end(source, data)
+                self._end(source, told)
             elif data:
-                self.down.write(data)
+                self.write(told)
             else:
                 return
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self.down.write(data)
 
     def _end(self, source: Broadcast, data: bytes) -> None:
         (self.down.abort if source.broken else self.down.finish)(data)

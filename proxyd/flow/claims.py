@@ -143,6 +143,7 @@ class Running:
         assert ex.ask is not None  # noqa: S101
         resume = ex.snapshot.config.resume
         broadcast = ex.broadcast = Broadcast(ex.request_id, ex.caller.name, Tape(resume.tape), resume.grace, resumable=ex.ask.stream)
+        broadcast.wants_usage = ex.ask.wants_usage
         if ex.framed:
             handle = handle_of(ex.request_id) if ex.key is None else b""  # without a name of its own the client is told one
             broadcast.pack(ex.wishes.delivery, clock, handle)
@@ -172,6 +173,8 @@ class Running:
             end.headers,
             end.body if end.body is None or len(end.body) <= ex.broadcast.tape.limit else None,
             end.frames,
+            tuple(ex.broadcast.apart),
+            ex.broadcast.wants_usage,
         )
         return self.claims.finish(record, runtime.clock.now_us() + int(ex.snapshot.config.storage.retain.idempotency * 1e6))
 
@@ -360,6 +363,7 @@ def _again(found: Kept) -> Broadcast:
             frames = broadcast.make_frames(len(found.frames) + 1)
             frames.begin(found.status, found.headers, None, b"")
             frames.finish(found.frames)
+        broadcast.apart, broadcast.wants_usage = found.usage_at, found.wants_usage
         broadcast.begin(found.status, found.headers, None, b"")
         broadcast.finish(found.body)
     else:

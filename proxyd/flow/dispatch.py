@@ -101,7 +101,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ask, model = ex.ask, ex.model
     assert ask is not None  # noqa: S101 - admit has run
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
-    ask_usage = ask.stream and (ex.framed or not ask.wants_usage) and kinds.may_ask_usage(spec)
+    ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
     body = upstream_body(ask, _edits(model, target.model, ask_usage=ask_usage, rename=kinds.traits(spec).rename_max_tokens))
     ex.attempt += 1
     ex.answer = None
@@ -116,7 +116,9 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
             "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2
         ) from None
     ex.row = row
-    answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=ask_usage and not ask.wants_usage)
+    # One that others may join keeps its usage event: each of them is given it or not. One of protobuf always ends with it.
+    strip, note = (False, ask_usage or ask.wants_usage) if ex.broadcast is not None else (ask_usage and not ex.tells_usage, False)
+    answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=strip, note_usage=note)
     answer.call = await ex.snapshot.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
     await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)
     return await _judge(answer, spec.api_key, runtime)

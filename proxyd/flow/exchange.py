@@ -112,6 +112,11 @@ class Exchange:
         assert self.route is not None  # noqa: S101 - admit has set it, or the exchange ended there
         return self.route.model
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether the client is to be given the event of the stream's usage."""
+        return self.framed or (self.ask is not None and self.ask.wants_usage)
+
     def told(self) -> list[tuple[bytes, bytes]]:
         """The headers of a whole answer: the upstream's, and what it cost (a stream's head has left before anybody knows)."""
         assert self.answer is not None  # noqa: S101 - dispatch has run

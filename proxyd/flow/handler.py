@@ -58,7 +58,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
         elif verdict is Verdict.RUN:
             ex.task = runtime.spawn(serve(ex, runtime, ex.broadcast))  # it outlives this client, who listens like any other
             ex.task.add_done_callback(lambda _: _stillborn(ex, runtime))
-            await ex.broadcast.listen(down, extra=RESUMABLE if ex.key is None else ())
+            await ex.broadcast.listen(down, extra=RESUMABLE if ex.key is None else (), usage=ex.tells_usage)
         else:
             await _again(ex, ex.broadcast, runtime, down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
     except asyncio.CancelledError:
@@ -73,7 +73,7 @@ async def _again(ex: Exchange, broadcast: Broadcast, runtime: Runtime, down: Dow
     runtime.metrics.replayed()
     down.request_id = broadcast.request_id  # the same headers as the first time
     try:
-        await broadcast.listen(down, extra=extra)
+        await broadcast.listen(down, extra=extra, usage=ex.tells_usage)
     except ProxyError as error:
         ex.error = error
         raise

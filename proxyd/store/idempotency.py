@@ -58,21 +58,26 @@ class Kept:
     body: bytes | None
     frames: bytes | None = None
     """The same answer as frames of protobuf, where it was begun so."""
+    usage_at: tuple[tuple[int, int], ...] = ()
+    """From where to where in `body` events stand that only those are given who asked for the usage."""
+    wants_usage: bool = True
+    """Whoever began it asked so."""
 
 
-_COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body, frames"
+_COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body, frames, usage_at, wants_usage"
 _FIND = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND key = ? AND expires_at > ?"  # noqa: S608 - names of columns
 _BY_ID = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE request_id = ?"  # noqa: S608
 _CLAIM = (
     "INSERT INTO idempotency_keys (caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, created_at, expires_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key) DO UPDATE SET endpoint = excluded.endpoint, "
     "streamed = excluded.streamed, fingerprint = excluded.fingerprint, request_id = excluded.request_id, attempt = excluded.attempt, "
-    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, frames = NULL, "
+    "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, frames = NULL, usage_at = NULL, "
     "created_at = excluded.created_at, expires_at = excluded.expires_at"
 )
 _BEGUN = "UPDATE idempotency_keys SET begun = 1 WHERE request_id = ? AND state = 'running'"
 _FINISH = (
-    "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, frames = ?, expires_at = ? WHERE request_id = ?"
+    "UPDATE idempotency_keys SET state = ?, attempt = ?, status = ?, headers = ?, body = ?, frames = ?, usage_at = ?, wants_usage = ?, "
+    "expires_at = ? WHERE request_id = ?"
 )
 _FORGET = "DELETE FROM idempotency_keys WHERE request_id = ? AND state != 'running'"
 _ABANDON = "UPDATE idempotency_keys SET state = 'failed' WHERE request_id = ? AND state = 'running'"
@@ -137,7 +142,9 @@ class Claims:
     def finish(self, kept: Kept, expires_at: int) -> asyncio.Future[None]:
         """Write what has become of a claim. Done when on disk (strict), or at once; never fails."""
         headers = orjson.dumps([[name.decode("latin-1"), value.decode("latin-1")] for name, value in kept.headers]).decode()
-        params = (kept.state, kept.attempt, kept.status, headers, kept.body, kept.frames, expires_at, kept.request_id)
+        usage = orjson.dumps(kept.usage_at).decode() if kept.usage_at else None
+        answer = (kept.state, kept.attempt, kept.status, headers, kept.body, kept.frames, usage, int(kept.wants_usage))
+        params = (*answer, expires_at, kept.request_id)
         self.size += len(kept.body or b"") + len(kept.frames or b"")
         if self.size > SIZE_LIMIT:
             self.crowded.set()
@@ -200,7 +207,7 @@ def _size(connection: sqlite3.Connection) -> int:
 
 
 def _kept(row: tuple[object, ...]) -> Kept:
-    caller, key, endpoint, streamed, print_, request_id, attempt, state, status, headers, body, frames = row
+    caller, key, endpoint, streamed, print_, request_id, attempt, state, status, headers, body, frames, usage_at, wants_usage = row
     listed = orjson.loads(headers) if isinstance(headers, str) else []
     return Kept(
         str(caller),
@@ -215,4 +222,6 @@ def _kept(row: tuple[object, ...]) -> Kept:
         tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in listed),
         body if isinstance(body, bytes) else None,
         frames if isinstance(frames, bytes) else None,
+        tuple((begin, end) for begin, end in orjson.loads(usage_at)) if isinstance(usage_at, str) else (),
+        bool(wants_usage),
     )

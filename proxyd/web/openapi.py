@@ -136,6 +136,12 @@ _RECEIVED: Json = {
     "description": "How many events have arrived: what follows them is sent.",
     "schema": {"type": "integer", "minimum": 0, "default": 0},
 }
+_INCLUDE_USAGE: Json = {
+    "name": "include_usage",
+    "in": "query",
+    "description": "Whether server-sent events have the one that tells the tokens used; absent: as the stream was begun.",
+    "schema": {"type": "boolean"},
+}
 _BY: Json = {
     "name": "by",
     "in": "query",
@@ -162,7 +168,7 @@ DETAILS: dict[tuple[str, str], Json] = {
     ("GET", "/v1/models"): {"answer": "ModelList", "messages": ("", "ListModelsResponse")},
     ("GET", "/v1/models.pb"): {"messages": ("", "ListModelsResponse")},
     ("GET", "/v1/models/"): {"answer": "Model", "messages": ("", "Model")},
-    ("GET", "/v1/streams/"): {"parameters": [_RECEIVED], "streams": True, "messages": ("", "Error", "ChatCompletionChunk")},
+    ("GET", "/v1/streams/"): {"parameters": [_RECEIVED, _INCLUDE_USAGE], "streams": True, "messages": ("", "Error", "ChatCompletionChunk")},
     ("DELETE", "/v1/streams/"): {"answer": "Stopped", "messages": ("", "DeleteChatCompletionResponse")},
     ("GET", "/v1/usage"): {"parameters": [_BY, _SINCE]},
     ("GET", "/health"): {"answer": "Status"},

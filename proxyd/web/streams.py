@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
     """Send what follows the first `received` events, and go on live. For HEAD: say how far it is."""
     received = _received(down.query.get("received", "0"))
+    usage = _usage(down.query.get("include_usage"))
     broadcast = await _find(runtime, down, name)
     down.request_id = broadcast.request_id
     framed = broadcast.frames is not None
@@ -33,9 +34,9 @@ async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
         )
     down.encoder = Protobuf(write_chat, runtime.clock) if wants else None
     if down.method == "HEAD":
-        _tell(broadcast, down)
+        _tell(broadcast, down, usage=usage)
     else:
-        await broadcast.listen(down, received)
+        await broadcast.listen(down, received, usage=wants or usage)
 
 
 async def go_on(runtime: Runtime, down: Downstream, name: str, received: int) -> None:
@@ -43,7 +44,7 @@ async def go_on(runtime: Runtime, down: Downstream, name: str, received: int) ->
     broadcast = await _find(runtime, down, name)
     if broadcast.frames is None and received:
         raise ProxyError("stream_conflict", "This stream was begun as events, and is numbered so: ask for it from its start.")
-    await broadcast.listen(down, received)
+    await broadcast.listen(down, received, usage=True)
 
 
 async def forget(runtime: Runtime, down: Downstream, name: str) -> None:
@@ -79,13 +80,14 @@ async def _find(runtime: Runtime, down: Downstream, name: str, *, whole: bool = 
     return found
 
 
-def _tell(broadcast: Broadcast, down: Downstream) -> None:
+def _tell(broadcast: Broadcast, down: Downstream, *, usage: bool | None) -> None:
     """Say how far a stream is, as `Stream-Events` and `Stream-State`; what its GET would answer."""
-    tape = broadcast.tape if broadcast.frames is None or down.encoder is None else broadcast.frames.tape
-    if tape.overflowed:
+    source = broadcast if broadcast.frames is None or down.encoder is None else broadcast.frames
+    if source.tape.overflowed:
         raise gone()
+    events = source.tape.events(() if (source.wants_usage if usage is None else usage) else source.apart)
     state = b"broken" if broadcast.broken else b"done" if broadcast.ended else b"running"
-    headers = [*broadcast.headers, (b"Stream-Events", b"%d" % tape.events()), (b"Stream-State", state)]
+    headers = [*broadcast.headers, (b"Stream-Events", b"%d" % events), (b"Stream-State", state)]
     down.begin(broadcast.status or 200, headers, None, b"")
 
 
@@ -95,6 +97,13 @@ def _told_name(name: str) -> list[str]:
         return [request_id_of(name_bytes(name))]
     except ProxyError:
         return []
+
+
+def _usage(text: str | None) -> bool | None:
+    """Whether the usage event is wanted; None: as it was begun."""
+    if text not in {None, "true", "false"}:
+        raise ProxyError("invalid_request", "`include_usage` is true or false.", param="include_usage")
+    return None if text is None else text == "true"
 
 
 def _received(text: str) -> int:

@@ -71,14 +71,15 @@ class Meter:
     """Reads one answer of an upstream while it passes. Feed it what comes, send what it returns.
 
     `feed` per piece, `end` once, `take_held` when the ledger's row is on disk, `read` at any time. Never raises on any
-    input. `strip_usage`: take out the event that carries only usage. `content_encoding`: gzip and deflate are read from a
-    copy and pass unchanged; other codings pass unread.
+    input. `strip_usage`: take out the event that carries only usage; `usage_at`: let it pass, and note there where it stands among
+    all that passes. `content_encoding`: gzip and deflate are read from a copy and pass unchanged; other codings pass unread.
     """
 
     format: Format
     status: int = field(default=200, kw_only=True)
     content_encoding: str = field(default="identity", kw_only=True)
     strip_usage: bool = field(default=False, kw_only=True)
+    usage_at: list[tuple[int, int]] | None = field(default=None, kw_only=True)
     endpoint: Endpoint | str = field(default=Endpoint.CHAT, kw_only=True)
     limits: Limits = field(default=Limits(), kw_only=True)
 
@@ -99,7 +100,8 @@ class Meter:
     _quick: bool = field(default=False, init=False, repr=False)  # the next byte begins an event of plain SSE, nothing is held
     _wait: bytearray = field(default_factory=bytearray, init=False, repr=False)  # of the unfinished event, what has not left
     _gone: int = field(default=0, init=False, repr=False)  # of the unfinished event, what has left
-    _cut: bool = field(default=False, init=False, repr=False)  # the last event was cut out: blank lines after it are too
+    _apart: bool = field(default=False, init=False, repr=False)  # the last event was cut out or noted: blank lines after it are too
+    _taken: int = field(default=0, init=False, repr=False)  # bytes of all finished calls of `feed`; where nothing is cut out, what passed
     _held: bytearray = field(default_factory=bytearray, init=False, repr=False)
     _free: bool = field(default=False, init=False, repr=False)  # more than can be held: all passes
     _body: bytearray = field(default_factory=bytearray, init=False, repr=False)  # the decoded copy of a coded body
@@ -133,6 +135,7 @@ class Meter:
                     if mark:
                         return self._sort_events(data, payloads, place, mark)
                 self.events += len(payloads)
+                self._taken += len(data)
                 return data
         frames = self._frames
         if frames is None or self._opaque:
@@ -159,8 +162,10 @@ class Meter:
         _, mark, counts = self._read(frame)
         self.ended = self.ended or mark is Mark.TERMINAL
         tail, self._wait = bytes(self._wait), bytearray()
-        if mark is Mark.USAGE_ONLY and self.strip_usage and not self._gone and self._inflater is None:
-            return b""
+        if mark is Mark.USAGE_ONLY and not self._gone and self._inflater is None:
+            if self.strip_usage:
+                return b""
+            self._note(self._taken - len(tail), self._taken)
         self.events += counts
         return self._hold(tail)
 
@@ -212,13 +217,17 @@ class Meter:
         """Leave the hot path: the event at `place` is not ordinary; those before it were read, those after it were not."""
         marks = [_ORDINARY] * place + [mark] + [read_event(self._answer, payload) for payload in payloads[place + 1 :]]
         out = self._sort(data, [(len(payload) + 8, mark, 1) for payload, mark in zip(payloads, marks, strict=True)])
-        self._quick = not (self.ended or self._cut)
+        self._quick = not (self.ended or self._apart)
         return out
 
     def _feed_framed(self, data: bytes, frames: SSE | NDJSON) -> bytes:
         pieces = [self._read(frame) for frame in frames.feed(data)]
-        out = self._sort(data, pieces) if pieces else self._delay(data)
-        self._quick = isinstance(frames, SSE) and frames.idle and not (self.ended or self._cut)
+        if pieces:
+            out = self._sort(data, pieces)
+        else:
+            out = self._delay(data)
+            self._taken += len(data)
+        self._quick = isinstance(frames, SSE) and frames.idle and not (self.ended or self._apart)
         return out
 
     def _feed_coded(self, data: bytes, inflater: Inflater, frames: SSE | NDJSON) -> bytes:
@@ -249,21 +258,26 @@ class Meter:
 
     def _sort(self, data: bytes, pieces: list[_Piece]) -> bytes:
         """Finished events, whose bytes are what waited and then `data`: pass them, cut them out, or hold them."""
-        raw = data
+        raw, base = data, self._taken
+        self._taken += len(data)
         if self._wait:
             raw, self._wait = bytes(self._wait) + data, bytearray()
+            base -= len(raw) - len(data)
         runs: list[bytes] = []
         start = pos = 0  # of the run of bytes that pass
         for size, mark, counts in pieces:
             end = pos + size - self._gone
             if mark is not None:
-                self._cut = mark is Mark.USAGE_ONLY and self.strip_usage and not self._gone
+                self._apart = mark is Mark.USAGE_ONLY and not self._gone and (self.strip_usage or self.usage_at is not None)
                 self.ended = self.ended or mark is Mark.TERMINAL
-                self.events += counts and not self._cut
+                self.events += counts and not (self._apart and self.strip_usage)
             self._gone = 0
-            if self._cut or self.ended:
+            cut = self._apart and self.strip_usage
+            if self._apart and not cut:
+                self._note(base + pos, base + end)
+            if cut or self.ended:
                 runs.append(raw[start:pos])
-                runs.append(b"" if self._cut else self._hold(raw[pos:end]))
+                runs.append(b"" if cut else self._hold(raw[pos:end]))
                 start = end
             pos = end
         self.mid_event = False
@@ -272,6 +286,14 @@ class Meter:
         runs.append(raw[start:pos])
         runs.append(self._delay(raw[pos:]))
         return b"".join(runs)
+
+    def _note(self, start: int, end: int) -> None:
+        """An event that carries only usage stands there."""
+        if self.usage_at is None:
+            return
+        if self.usage_at and self.usage_at[-1][1] == start:
+            start = self.usage_at.pop()[0]
+        self.usage_at.append((start, end))
 
     def _delay(self, data: bytes) -> bytes:
         """A part of an unfinished event waits, if it is not too large to."""

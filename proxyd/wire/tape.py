@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
@@ -11,6 +12,9 @@ from proxyd.wire.sse import NDJSON, SSE, Frame, whole_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Stretches = Sequence[tuple[int, int]]
+"""From where to where on a tape, in order: events that only some of its readers are given."""
 
 
 class Tape:
@@ -63,43 +67,59 @@ class Tape:
             raise gone()
         return bytes(self._bytes)
 
-    def after(self, events: int) -> int:
+    def after(self, events: int, apart: Stretches = ()) -> int:
         """The position behind the first so many events. Raises ProxyError stream_gone, or invalid_request beyond the end.
 
         Events are what a client counts: those with data, `[DONE]` included, comments not; for NDJSON, lines; for protobuf,
-        frames, keep-alives included.
+        frames, keep-alives included. What stands `apart` is not given to it, and not counted.
         """
         if self.overflowed:
             raise gone()
         if events == 0:
             return 0
+        position = self._behind(events, without(bytes(self._bytes), 0, apart))
+        for begin, end in apart:
+            if begin <= position:
+                position += end - begin
+        return position
+
+    def events(self, apart: Stretches = ()) -> int:
+        """How many events are on it but for those that stand `apart`; of an overflowed tape, those that are still here."""
+        data = without(bytes(self._bytes), self.start, apart)
+        payloads = self._plain(data)
+        return len(payloads) if payloads is not None else sum(frame.data is not None for frame in self._frames(data))
+
+    def _behind(self, events: int, data: bytes) -> int:
         seen = position = 0
-        if (payloads := self._plain()) is not None and events <= len(payloads):
+        if (payloads := self._plain(data)) is not None and events <= len(payloads):
             return sum(map(len, payloads[:events])) + 8 * events
-        for frame in self._frames():
+        for frame in self._frames(data):
             position += frame.size
             seen += frame.data is not None
             if seen == events:
                 return position
         raise beyond(events, seen)
 
-    def events(self) -> int:
-        """How many events are on it; of an overflowed tape, those that are still here."""
-        payloads = self._plain()
-        return len(payloads) if payloads is not None else sum(frame.data is not None for frame in self._frames())
-
-    def _plain(self) -> list[bytes] | None:
+    def _plain(self, data: bytes) -> list[bytes] | None:
         """The events, where they are nothing but whole `data: …` ones: a hundred times faster than frame by frame."""
-        return whole_events(bytes(self._bytes)) if self.format is Format.SSE and self.start == 0 and self._bytes else None
+        return whole_events(data) if self.format is Format.SSE and self.start == 0 and data else None
 
-    def _frames(self) -> Iterator[Frame]:
+    def _frames(self, data: bytes) -> Iterator[Frame]:
         if self.format is Format.PROTOBUF:
-            yield from (Frame(size, b"") for size in frame_sizes(bytes(self._bytes)))
+            yield from (Frame(size, b"") for size in frame_sizes(data))
             return
         framing = NDJSON(self.limit) if self.format is Format.NDJSON else SSE(self.limit)
-        yield from framing.feed(bytes(self._bytes))
+        yield from framing.feed(data)
         if self.closed and (last := framing.end()) is not None:
             yield last
+
+
+def without(data: bytes, position: int, apart: Stretches) -> bytes:
+    """Bytes that stand at a position, but for what stands apart."""
+    for begin, end in reversed(apart):
+        if begin < position + len(data) and end > position:
+            data = data[: max(0, begin - position)] + data[end - position :]
+    return data
 
 
 def beyond(received: int, events: int) -> ProxyError:

@@ -10,6 +10,7 @@ from proxyd.client import AsyncClient, Client, Settings
 from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.proto import name_text
 from tests.e2e.client import Visit, ask, chat, request
+from tests.e2e.conftest import at, rigged
 from tests.e2e.test_protobuf import DELIMITED, KIND, PATH, asked, frames, post, text_of
 from tests.origin import DONE, Gate, delta, stream, usage_event
 from tests.process import KEY
@@ -30,6 +31,14 @@ async def begun(rig, model: str, *, handle: bytes = HANDLE, **delivery: object) 
     assert (await visit.head()).status == 200, (await visit.rest()).body
     await visit.some()
     return visit, gate
+
+
+@pytest.fixture
+def restarted(tmp_path):
+    """A daemon of one test's own."""
+    models = {"*": {"upstream": "origin", "retry": {"attempts": 1}}}
+    with rigged(tmp_path, lambda origin: {"upstreams": {"origin": at(origin)}, "models": models}) as found:
+        yield found
 
 
 def again(rig, name: str, received: int, method: str = "GET", **headers: str):
@@ -93,7 +102,7 @@ async def test_a_json_caller_joins_and_replays_what_a_protobuf_caller_began(rig)
     await follower.head()
     gate.open()
     first, second, third = await visit.rest(), await joining, await follower.rest()
-    sse = delta("One ") + delta("two ") + delta("three") + delta("", finish="stop") + usage_event(4, 3) + DONE
+    sse = delta("One ") + delta("two ") + delta("three") + delta("", finish="stop") + DONE
     assert (second.body, second.whole) == (sse, True)
     assert first.body == third.body  # the same frames, whoever listens
     replayed = await ask(rig.url, PATH, chat("both", stream=True), Idempotency_Key=name)
@@ -103,6 +112,86 @@ async def test_a_json_caller_joins_and_replays_what_a_protobuf_caller_began(rig)
     assert (row["protocol"], row["bytes_out"]) == ("protobuf", len(first.body))
     await visit.leave()
     await follower.leave()
+
+
+USAGE = usage_event(4, 3)
+ASKING = {"stream_options": {"include_usage": True}}
+TEXT = [delta("One "), delta("two"), delta("", finish="stop")]
+
+
+@pytest.mark.parametrize("first", ["protobuf", "asking", "silent"])
+@pytest.mark.parametrize("when", ["joined", "replayed", "from disk"])
+async def test_each_listener_is_given_the_usage_that_it_asked_for_whoever_began(rig, restarted, first, when):
+    """Promise 1 for who comes second: the upstream's bytes, as they would be had it come first."""
+    rig = restarted if when == "from disk" else rig
+    model = f"usage-{first}-{when.split()[-1]}"
+    gate, handle = Gate(), model.encode()[-16:]
+    name = name_text(handle)
+    rig.origin.on(model, stream(TEXT[0], gate, *TEXT[1:], USAGE, DONE))
+    visit = await Visit.open(rig.url)
+    if first == "protobuf":
+        await visit.say(request("POST", PATH, asked(model, stream=True, handle=handle, delivery=EACH), {"content-type": KIND}))
+    else:
+        await visit.post(PATH, chat(model, stream=True, **(ASKING if first == "asking" else {})), Idempotency_Key=name)
+    await visit.head()
+    await visit.some()
+    if when != "joined":
+        gate.open()
+        await visit.rest()
+    if when == "from disk":
+        rig.daemon.stop()
+        rig.daemon.start()
+
+    def listening() -> list:
+        return [
+            ask(rig.url, PATH, chat(model, stream=True), Idempotency_Key=name),
+            ask(rig.url, PATH, chat(model, stream=True, **ASKING), Idempotency_Key=name),
+            again(rig, name, 0, Accept="text/event-stream"),
+            ask(rig.url, f"/v1/streams/{name}?include_usage=true", method="GET", Accept="text/event-stream"),
+            post(rig, asked(model, stream=True, handle=handle, delivery=EACH)),
+        ]
+
+    tasks = [asyncio.create_task(each) for each in listening()]
+    await asyncio.sleep(0.05)
+    gate.open()
+    silent, asking, resumed, resumed_asking, framed = [await task for task in tasks]
+    body = b"".join(TEXT)
+    assert (silent.body, silent.whole) == (body + DONE, True)
+    assert (asking.body, asking.whole) == (body + USAGE + DONE, True)
+    assert resumed.body == (asking if first == "asking" else silent).body
+    assert resumed_asking.body == asking.body
+    assert text_of(framed.body) == "One two"
+    assert frames(framed.body)[-1].usage.prompt_tokens == 4
+    own = (await visit.rest()).body
+    assert own == {"protobuf": own, "asking": asking.body, "silent": silent.body}[first]
+    assert len(rig.origin.asked(model)) == 1
+    assert rig.daemon.settled(model)[0]["bytes_out"] == len(own)
+    await visit.leave()
+
+
+async def test_who_resumes_counts_the_events_that_it_was_given(rig):
+    rig.origin.on("counted", stream(*TEXT, USAGE, DONE))
+    first = await ask(rig.url, PATH, chat("counted", stream=True), Idempotency_Key="counted")
+    assert first.body == b"".join(TEXT) + DONE
+    for usage, events in ((False, [*TEXT, DONE]), (True, [*TEXT, USAGE, DONE])):
+        path = f"/v1/streams/counted?include_usage={str(usage).lower()}&received="
+        for received in range(len(events) + 1):
+            assert (await ask(rig.url, f"{path}{received}", method="GET")).body == b"".join(events[received:])
+        visit = await Visit.open(rig.url)
+        await visit.say(request("HEAD", f"{path}0"))
+        assert (await visit.head()).headers["stream-events"] == str(len(events))
+        await visit.leave()
+        assert (await ask(rig.url, f"{path}{len(events) + 1}", method="GET")).error()["param"] == "received"
+    assert (await ask(rig.url, "/v1/streams/counted?include_usage=1", method="GET")).error()["param"] == "include_usage"
+
+
+async def test_an_upstream_that_was_not_asked_and_tells_its_usage_is_passed_on_as_it_is(launch, origin):
+    upstream = {"kind": "openai", "base_url": origin.url, "include_usage": False}
+    daemon = launch(upstreams={"o": upstream}, models={"*": "o"})
+    origin.on("unasked", stream(*TEXT, USAGE, DONE))
+    for _ in range(2):
+        answer = await ask(daemon.url, PATH, chat("unasked", stream=True), Idempotency_Key="unasked")
+        assert answer.body == b"".join(TEXT) + USAGE + DONE
 
 
 async def test_a_protobuf_caller_joins_what_a_json_caller_began_and_is_told_how_it_is_numbered(rig):

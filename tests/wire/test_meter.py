@@ -164,6 +164,28 @@ def test_the_usage_event_that_we_asked_for_is_cut_out_and_nothing_else(end, extr
         assert meter.events == 2
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("limits", [Limits(), Limits(body=150)])
+def test_a_usage_event_that_is_not_for_everybody_passes_and_its_place_is_noted(end, limits):
+    before, usage, after = (part.replace(b"\n", end) for part in (chunk(), USAGE + b"\n", DONE))
+    for pieces in cuts_of(before + usage + after + usage):
+        meter = Meter(Format.SSE, usage_at=[], limits=limits)
+        out = b"".join(run(meter, pieces, clean=True))
+        assert out == before + usage + after + usage
+        assert [out[start:stop] for start, stop in meter.usage_at] == [usage, usage]
+
+
+def test_the_place_of_a_usage_event_is_noted_where_it_leaves_whole_and_nowhere_else():
+    for pieces in cuts_of(chunk() + USAGE + DONE):
+        meter = Meter(Format.SSE, usage_at=[], limits=Limits(carry=20))
+        out = b"".join(run(meter, pieces, clean=True))
+        assert out == chunk() + USAGE + DONE
+        assert [out[start:stop] for start, stop in meter.usage_at] in ([USAGE], [])
+    cut = Meter(Format.SSE, usage_at=[])
+    assert run(cut, [chunk(), chunk() + USAGE[:-2]], clean=True)[1] == USAGE[:-2]
+    assert cut.usage_at == [(2 * len(chunk()), 2 * len(chunk()) + len(USAGE) - 2)]
+
+
 def test_event_by_event_the_usage_event_is_cut_out_and_the_rest_held():
     """On the hot path too: blank lines that come later share the fate of the event, and so does all after the end."""
     meter = Meter(Format.SSE, strip_usage=True)

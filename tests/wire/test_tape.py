@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxyd.errors import ProxyError
 from proxyd.model import Format
-from proxyd.wire.tape import Tape
+from proxyd.wire.tape import Tape, without
 from tests.wire.pb_samples import CORPUS
 
 EVENT = st.sampled_from(
@@ -55,6 +55,24 @@ def test_what_follows_n_events_and_the_n_events_are_the_whole(parts):
         with pytest.raises(ProxyError, match="only") as refused:
             tape.after(received)
         assert (refused.value.status, refused.value.param) == (400, "received")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(EVENT, st.booleans()), max_size=12))
+def test_what_stands_apart_is_neither_counted_nor_given(parts):
+    whole, apart = b"", []
+    for part, away in parts:
+        if away:
+            apart.append((len(whole), len(whole) + len(part)))
+        whole += part
+    rest = b"".join(part for part, away in parts if not away)
+    tape, plain = taped(whole), taped(rest)
+    for cut in range(len(whole) + 1):
+        assert without(whole[:cut], 0, apart) + without(whole[cut:], cut, apart) == rest
+    assert tape.events(apart) == plain.events()
+    for received in range(plain.events() + 1):
+        position = tape.after(received, apart)
+        assert without(whole[position:], position, apart) == rest[plain.after(received) :]
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("openai-chat*.body")), ids=lambda path: path.stem)
