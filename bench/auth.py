@@ -31,6 +31,7 @@ from proxyd.model import TOKENS, Budget, Caller, Endpoint, LedgerRow, Per, Sourc
 from proxyd.model import Limits as Allowed
 from proxyd.rules import auth
 from proxyd.rules.auth import Keys
+from proxyd.rules.pricelist import PriceList
 from proxyd.rules.routes import RouteTable
 from proxyd.store.db import Database
 from proxyd.store.keys import ApiKeys, StoredKey, _added
@@ -153,7 +154,7 @@ async def main(keys: int, requests: int) -> None:
 
             return work
 
-        seen = Allowances(one.clock, Budgets(one.clock, one.ledger))
+        seen = Allowances(one.clock, Budgets(one.clock, one.ledger), PriceList())
         before = memory()
         for caller in one.callers:  # opens every account: the one request of each that asks the ledger
             ex = exchange(snapshot, caller, "fast")
@@ -164,7 +165,9 @@ async def main(keys: int, requests: int) -> None:
         await measure("a key looked up", requests, look_up)
         await measure("who it is: headers, brake, key, expiry", requests, who)
         await measure(
-            "limits and budget, nothing limited", requests, whole(Allowances(one.clock, Budgets(one.clock, one.ledger)), "free", nobody)
+            "limits and budget, nothing limited",
+            requests,
+            whole(Allowances(one.clock, Budgets(one.clock, one.ledger), PriceList()), "free", nobody),
         )
         await measure("limits of three scopes and a budget", requests, whole(seen, "fast", one.callers))
         await database.close()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
+from proxyd.flow.pricing import quotes
 from proxyd.flow.waiting import WaitingRoom
 from proxyd.model import TOKENS, State
 from proxyd.rules import price, ratelimit, reservation
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from proxyd.flow.budgets import Account, Budgets
     from proxyd.flow.exchange import Exchange
     from proxyd.model import Budget, LedgerRow, Limits
+    from proxyd.rules.price import Quote
+    from proxyd.rules.pricelist import PriceList
 
 LARGE = 64 * 1024
 """Bytes of a request above which its prompt is estimated in a thread."""
@@ -52,6 +55,8 @@ class Wanted:
     limits: dict[str, Limits]
     guess: Guess
     account: Account | None
+    quotes: list[Quote]
+    """By which it may be charged, where its budget is money."""
 
 
 @dataclass(slots=True)
@@ -85,6 +90,7 @@ class Allowances:
 
     clock: Clock
     budgets: Budgets
+    price_list: PriceList
     refused: Callable[[str], None] = lambda _reason: None
     """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
@@ -93,7 +99,7 @@ class Allowances:
     _means: dict[str, float] = field(default_factory=dict)
     """Tokens of one choice, by route."""
     _dearest: dict[tuple[str, str], float] = field(default_factory=dict)
-    """10⁻⁹ of a currency for a token, the most that a route has come to; for routes whose price only a list knows."""
+    """10⁻⁹ of a currency for a token, the most that a route has come to; for where no price is known beforehand."""
 
     async def reserve(self, ex: Exchange) -> None:
         """Hold what the exchange may come to, under all its limits and its budget, or under none.
@@ -107,10 +113,11 @@ class Allowances:
         guess = NOTHING
         if budget is not None or any(one.tpm is not None for one in limits.values()):
             guess = await self._estimate(ex, limits)
-        account = None
+        account, charged = None, []
         if budget is not None and caller is not None:
             account = await self.budgets.account(caller, budget, ex.snapshot.zone)
-        wanted = Wanted(limits, guess, account)
+            charged = [] if budget.unit == TOKENS else await quotes(ex, self.price_list, self.clock.now_us())
+        wanted = Wanted(limits, guess, account, charged)
         refused = self._take(ex, wanted)
         if refused is not None and refused.reason == "concurrency" and ex.model.queue is not None:
             refused = await self._wait(ex, wanted, ex.model.queue, refused)
@@ -192,7 +199,7 @@ class Allowances:
         held, account = 0, wanted.account
         if account is not None:
             try:
-                held = self.budgets.reserve(account, self._worth(ex, wanted.guess, account.budget), guessed=wanted.guess.open)
+                held = self.budgets.reserve(account, self._worth(ex, wanted, account.budget), guessed=wanted.guess.open)
             except ProxyError:
                 self.refused("budget")
                 raise
@@ -228,14 +235,14 @@ class Allowances:
         mean = self._means.get(ex.label, reservation.FIRST_GUESS)
         return Guess(prompt, reservation.likely_answer(ex.ask, ex.model, mean, room), open=True)
 
-    def _worth(self, ex: Exchange, guess: Guess, budget: Budget) -> int:
-        """What the guess comes to in the budget's unit: by the route's price, else by the dearest token that it has had so far."""
+    def _worth(self, ex: Exchange, wanted: Wanted, budget: Budget) -> int:
+        """What the guess comes to in the budget's unit, by the dearest price; without one, by the dearest token that the route has had."""
+        guess = wanted.guess
         if budget.unit == TOKENS:
             return guess.prompt + guess.answer
-        quote = ex.snapshot.prices.get(ex.label)
-        if quote is not None:
-            known = price.cost(quote.price, price.Parts(guess.prompt, guess.answer)) if quote.price.currency == budget.unit else 0
-            return known or 0
+        if wanted.quotes:
+            parts = price.Parts(guess.prompt, guess.answer)
+            return max((price.cost(each.price, parts) or 0 for each in wanted.quotes if each.price.currency == budget.unit), default=0)
         return math.ceil(self._dearest.get((ex.label, budget.unit), 0.0) * (guess.prompt + guess.answer))
 
     def _learn_price(self, ex: Exchange, row: LedgerRow) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.model import LedgerRow
     from proxyd.rules.price import Quote
+    from proxyd.rules.pricelist import PriceList
 
 
 def price_now(ex: Exchange, row: LedgerRow, address: str | None, runtime: Runtime) -> bool:
@@ -33,6 +34,22 @@ def price_now(ex: Exchange, row: LedgerRow, address: str | None, runtime: Runtim
 async def price_later(row: LedgerRow, address: str | None, runtime: Runtime) -> None:
     """Price a row by the list, off the loop."""
     charge(row, await asyncio.to_thread(runtime.price_list.find, address, row.upstream_model, row.service_tier, row.created_at))
+
+
+async def quotes(ex: Exchange, prices: PriceList, at_us: int) -> list[Quote]:
+    """What an exchange may be charged by: its route's price, else the list's for each upstream that it may go to."""
+    own = ex.snapshot.prices.get(ex.label)
+    if own is not None or ex.route is None:
+        return [] if own is None else [own]
+    found = []
+    for target in ex.route.targets:
+        address = ex.snapshot.config.upstreams[target.upstream].base_url
+        known, quote = prices.remembered(address, target.model, None, at_us)
+        if not known:
+            quote = await asyncio.to_thread(prices.find, address, target.model, None, at_us)
+        if quote is not None:
+            found.append(quote)
+    return found
 
 
 def charge(row: LedgerRow, quote: Quote | None) -> None:

@@ -16,7 +16,7 @@ from proxyd.flow.allowances import Allowances
 from proxyd.flow.bearers import Bearers
 from proxyd.flow.brake import Brake
 from proxyd.flow.budgets import Budgets
-from proxyd.flow.pricing import price_now
+from proxyd.flow.pricing import price_later, price_now
 from proxyd.flow.tally import Tally
 from proxyd.metrics import Metrics
 from proxyd.model import Ending, State
@@ -158,7 +158,8 @@ class Runtime:
         self.metrics = Metrics(__version__)
         self.tally = Tally()
         self.brake = Brake(clock)
-        self.allowances = Allowances(clock, Budgets(clock, ledger, self.metrics.budget_warned), self.metrics.ratelimited)
+        budgets = Budgets(clock, ledger, self.metrics.budget_warned)
+        self.allowances = Allowances(clock, budgets, self.price_list, self.metrics.ratelimited)
         self.gauges: list[Callable[[], None]] = []
         """Asked before the metrics are rendered: they set what is only worth knowing then."""
         self.observers: list[Callable[[Ending], None]] = []
@@ -235,10 +236,17 @@ class Runtime:
                 task.cancel()
 
     async def checkpoint(self, interval: float) -> None:
-        """Write what running streams have come to, every so often, all in one commit: what a crash would leave behind."""
+        """Write what running streams have come to, and cost, every so often, all in one commit: what a crash would leave behind."""
         while True:
             await asyncio.sleep(interval)
-            rows = [row for ex in list(self.active.values()) if (row := self._progress(ex)) is not None]
+            rows = []
+            for ex in list(self.active.values()):
+                row = self._progress(ex)
+                if row is not None:
+                    address = None if ex.upstream is None else ex.upstream.base_url
+                    if not price_now(ex, row, address, self):
+                        await price_later(row, address, self)
+                    rows.append(row)
             if rows:
                 self.ledger.checkpoint(rows)
 
@@ -264,9 +272,7 @@ class Runtime:
         if answer.last_at == answer.noted_at and self.ledger.healthy:
             return None  # silent since the last time: ten thousand idle streams cost nothing
         answer.noted_at = answer.last_at
-        row = answer.progress(row)
-        price_now(ex, row, None if ex.upstream is None else ex.upstream.base_url, self)
-        return row
+        return answer.progress(row)
 
 
 def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Ending:

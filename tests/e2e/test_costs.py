@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.client import Visit, ask, becomes, chat
 from tests.e2e.conftest import at, rigged
 from tests.origin import DONE, Ending, Gate, completion, delta, event, stream, usage_event, whole
-from tests.process import ROOT, Daemon, settings
+from tests.process import KEY, ROOT, Daemon, settings
 
 PATH = "/v1/chat/completions"
 TIERS = {"tiers": [{"above": "1k", "input": 0.30}], "services": {"flex": {"input": 0}}}
@@ -107,8 +107,9 @@ async def test_a_kill_in_mid_stream_leaves_what_it_had_cost_by_then(launch, orig
     await visit.leave()
 
 
-async def test_a_route_without_a_price_has_that_of_the_list(tmp_path, origin):
-    """The list goes by the address, so the daemon is made to find an Azure account at the origin."""
+@pytest.fixture
+def listed(tmp_path, origin):
+    """Daemons whose routes are priced by the list. It goes by the address, so they are made to find an Azure account at the origin."""
     pytest.importorskip("genai_prices")
     folder = tmp_path / "site"
     folder.mkdir()
@@ -119,20 +120,56 @@ async def test_a_route_without_a_price_has_that_of_the_list(tmp_path, origin):
         socket.getaddrinfo = lambda host, *more, **named: found("127.0.0.1" if host == "x.openai.azure.com" else host, *more, **named)
         """)
     )
-    upstream = at(origin, base_url=f"http://x.openai.azure.com:{origin.port}/v1")
-    config = settings(upstreams={"azure": upstream}, models={"gpt-4o-mini": "azure", "nobody-knows": "azure"})
-    daemon = Daemon(tmp_path, config, {"PYTHONPATH": f"{folder}:{ROOT}", "PROXYD_LOOP": "asyncio"}).start()
+    upstreams = {"azure": at(origin, base_url=f"http://x.openai.azure.com:{origin.port}/v1")}
+    started = []
+
+    def start(**more: object) -> Daemon:
+        config = settings(upstreams=upstreams, models={"gpt-4o-mini": "azure", "nobody-knows": "azure"}, **more)
+        started.append(Daemon(tmp_path, config, {"PYTHONPATH": f"{folder}:{ROOT}", "PROXYD_LOOP": "asyncio"}).start())
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.stop()
+
+
+async def test_a_route_without_a_price_has_that_of_the_list(listed, origin):
+    daemon = listed()
     body = completion("hi", prompt=1000, produced=500).replace(b"origin-model", b"gpt-4o-mini-2024-07-18")
     origin.on("gpt-4o-mini", whole(body))
     origin.on("nobody-knows", whole(completion("hi")))
-    try:
-        for _ in range(2):  # from the list itself, then from memory
-            answer = await ask(daemon.url, PATH, chat("gpt-4o-mini"))
-            assert answer.headers["x-proxyd-cost"] == "0.00045 USD"
-        assert "x-proxyd-cost" not in (await ask(daemon.url, PATH, chat("nobody-knows"))).headers
-        rows = daemon.rows("gpt-4o-mini")
-        assert [row["cost_nano"] for row in rows] == [450_000, 450_000]
-        assert rows[0]["price_source"].startswith("genai-prices ")
-        assert [row["cost_nano"] for row in daemon.rows("nobody-knows")] == [None]
-    finally:
-        daemon.stop()
+    for _ in range(2):  # from the list itself, then from memory
+        answer = await ask(daemon.url, PATH, chat("gpt-4o-mini"))
+        assert answer.headers["x-proxyd-cost"] == "0.00045 USD"
+    assert "x-proxyd-cost" not in (await ask(daemon.url, PATH, chat("nobody-knows"))).headers
+    rows = daemon.rows("gpt-4o-mini")
+    assert [row["cost_nano"] for row in rows] == [450_000, 450_000]
+    assert rows[0]["price_source"].startswith("genai-prices ")
+    assert [row["cost_nano"] for row in daemon.rows("nobody-knows")] == [None]
+
+
+async def test_a_price_of_the_list_is_held_against_a_budget_before_the_first_answer(listed, origin):
+    daemon = listed(auth={"keys": [{"name": "tester", "key": KEY, "budget": {"amount": 0.001, "per": "month"}}]})
+    origin.on("gpt-4o-mini", whole(completion("hi", prompt=10, produced=5)))
+    refused = await ask(daemon.url, PATH, chat("gpt-4o-mini", max_tokens=2000))  # 0.6 dollars a million
+    assert (refused.status, refused.error()["code"]) == (429, "insufficient_quota")
+    assert origin.asked("gpt-4o-mini") == []
+    assert (await ask(daemon.url, PATH, chat("gpt-4o-mini", max_tokens=1000))).status == 200
+
+
+async def test_what_a_kill_interrupts_is_priced_by_the_list_as_far_as_it_was_known(listed, origin):
+    daemon = listed()
+    gate = Gate()
+    word = delta("Some words of an answer").replace(b"origin-model", b"gpt-4o-mini-2024-07-18")
+    origin.on("gpt-4o-mini", stream(word, gate, DONE))
+    visit = await (await Visit.open(daemon.url)).post(PATH, chat("gpt-4o-mini", stream=True))
+    await visit.head()
+    await becomes(lambda: daemon.rows("gpt-4o-mini")[0]["total_tokens"])
+    daemon.kill()
+    daemon.start()
+    (row,) = daemon.rows("gpt-4o-mini")
+    assert (row["state"], row["tokens_source"], row["currency"]) == ("interrupted", "estimated", "USD")
+    assert row["cost_nano"] == row["prompt_tokens"] * 150 + row["completion_tokens"] * 600 > 0
+    assert row["price_source"].startswith("genai-prices ")
+    gate.open()
+    await visit.leave()
