@@ -77,6 +77,10 @@ class Endpoint(enum.StrEnum):
     EMBEDDINGS = "/v1/embeddings"
 
 
+STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+"""Those whose answers may be streams."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request as parsed: the few fields that proxyd reads, and all top-level members as raw JSON."""
@@ -135,6 +139,11 @@ class Usage:
     cache_write_tokens: int | None = None
     audio_input_tokens: int | None = None
     audio_output_tokens: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all, as limits and budgets count them: the total, else what is known of its parts."""
+        return self.total_tokens or (self.prompt_tokens or 0) + (self.completion_tokens or 0)
 
 
 @dataclass(slots=True)

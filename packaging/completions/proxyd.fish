@@ -90,7 +90,7 @@ complete -c proxyd -n '__fish_seen_subcommand_from models' -s c -l config -r -F 
 complete -c proxyd -n '__fish_seen_subcommand_from models' -l format -x -a 'table json csv' -d 'how to print: table, json, csv (default: table)'
 complete -c proxyd -n '__fish_seen_subcommand_from db; and not __fish_seen_subcommand_from backup check prune vacuum' -a backup -d 'copy it, of one moment, and check the copy'
 complete -c proxyd -n '__fish_seen_subcommand_from db; and not __fish_seen_subcommand_from backup check prune vacuum' -a check -d 'read every page; exit code 1 if it is damaged'
-complete -c proxyd -n '__fish_seen_subcommand_from db; and not __fish_seen_subcommand_from backup check prune vacuum' -a prune -d 'delete old usage rows, and kept answers whose time is up'
+complete -c proxyd -n '__fish_seen_subcommand_from db; and not __fish_seen_subcommand_from backup check prune vacuum' -a prune -d 'delete old usage rows and conversations, and kept answers whose time is up'
 complete -c proxyd -n '__fish_seen_subcommand_from db; and not __fish_seen_subcommand_from backup check prune vacuum' -a vacuum -d 'give the room of deleted rows back to the disk; writes wait meanwhile, 1 s for 100 MB'
 complete -c proxyd -n '__fish_seen_subcommand_from db' -s h -l help -d 'show this help message and exit'
 complete -c proxyd -n '__fish_seen_subcommand_from db' -s c -l config -r -F -d 'the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml'

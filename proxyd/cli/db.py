@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from proxyd.cli.output import GREEN, RED, add_format, paint, plain
 from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
 from proxyd.store import upkeep
+from proxyd.store.conversations import Conversations
 from proxyd.store.file import StoreError
 from proxyd.store.idempotency import Claims
 from proxyd.store.ledger import Ledger
@@ -41,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     backup = does.add_parser("backup", help="copy it, of one moment, and check the copy")
     backup.add_argument("file", metavar="FILE", type=Path, help="what to write: a file that is not there, or a folder")
     check = does.add_parser("check", help="read every page; exit code 1 if it is damaged")
-    prune = does.add_parser("prune", help="delete old usage rows, and kept answers whose time is up")
+    prune = does.add_parser("prune", help="delete old usage rows and conversations, and kept answers whose time is up")
     prune.add_argument("--older-than", metavar="AGE", help="usage rows: 400d, 52w, or a day (UTC); default: storage.retain.usage")
     vacuum = does.add_parser("vacuum", help="give the room of deleted rows back to the disk; writes wait meanwhile, 1 s for 100 MB")
     for each in (backup, check, prune, vacuum):
@@ -92,22 +94,21 @@ def _check(args: argparse.Namespace, _config: Config, path: Path) -> int:
 
 
 def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
-    now, retain = Clock().now_us(), config.storage.retain.usage
+    now = Clock().now_us()
+    before = upkeep.horizon(config.storage.retain, now)
     if args.older_than is not None:
-        before = since_us(args.older_than, now, "--older-than")
-    else:
-        before = None if retain is None else now - int(retain * 1e6)
-    if before is not None and before > now:
+        before = replace(before, usage=since_us(args.older_than, now, "--older-than"))
+    if before.usage is not None and before.usage > now:
         raise Failed(f"--older-than {plain(args.older_than)} is still to come: that would delete every row")
-    asked: dict[str, object] = {} if before is None else {"before_us": before}
+    asked: dict[str, object] = {} if before.usage is None else {"before_us": before.usage}
 
     async def alone(database: Database) -> dict[str, int]:
-        done = await upkeep.prune(Ledger(database), Claims(database), before, now)
-        return {"usage": done.usage, "kept": done.kept}
+        return asdict(await upkeep.prune(Ledger(database), Claims(database), Conversations(database), before, now))
 
     done = place.write(config, path, ("/db/prune", asked), alone)
-    kept = "all usage rows are kept (storage.retain.usage); " if before is None else f"{done['usage']} usage rows deleted; "
-    _tell(args, done, f"{kept}{_size(done['kept'])} of answers are kept for their Idempotency-Keys")
+    kept = "all usage rows are kept (storage.retain.usage)" if before.usage is None else f"{done['usage']} usage rows deleted"
+    forgotten = f"; {done['conversations']} conversations deleted" if done["conversations"] else ""
+    _tell(args, done, f"{kept}{forgotten}; {_size(done['kept'])} of answers are kept for their Idempotency-Keys")
     return DONE
 
 

@@ -134,7 +134,7 @@ class Allowances:
             return
         usage = row.usage
         held.called = True
-        held.used += usage.total_tokens or (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+        held.used += usage.tokens
         if row.state is State.DONE and usage.completion_tokens is not None and ex.ask is not None:
             each = usage.completion_tokens // reservation.choices(ex.ask, ex.model)
             self._means[ex.label] = reservation.smoothed(self._means.get(ex.label), each)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.model import TOKENS
-from proxyd.rules import quota
+from proxyd.rules import price, quota
 from proxyd.store.db import StoreError
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ class Budgets:
 def used(row: LedgerRow, unit: str) -> int:
     """What a row comes to in a budget's unit; 0 where its cost is not known or in another currency."""
     if unit == TOKENS:
-        usage = row.usage
-        return usage.total_tokens or (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+        return row.usage.tokens
     return row.cost_nano or 0 if row.currency == unit else 0
 
 
@@ -155,7 +154,7 @@ def said(budget: Budget) -> str:
     """Say a budget as a person would."""
     if budget.unit == TOKENS:
         return f"{budget.amount} tokens a {budget.per}"
-    return f"{budget.amount / 1e9:.9f}".rstrip("0").rstrip(".") + f" {budget.unit} a {budget.per}"
+    return f"{price.written(budget.amount)} {budget.unit} a {budget.per}"
 
 
 def exhausted(budget: Budget, verdict: quota.Exhausted) -> ProxyError:

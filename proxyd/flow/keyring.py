@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from proxyd.model import TOKENS
-from proxyd.rules import auth
+from proxyd.rules import auth, price
 from proxyd.store.db import StoreError
 from proxyd.store.keys import StoredKey
 
@@ -140,7 +140,7 @@ def written(budget: Budget) -> str:
     """Write a budget as it is read."""
     if budget.unit == TOKENS:
         return f"{budget.amount} tokens/{budget.per}"
-    return f"{budget.amount / 1e9:.9f}".rstrip("0").rstrip(".") + f"{budget.unit}/{budget.per}"
+    return f"{price.written(budget.amount)}{budget.unit}/{budget.per}"
 
 
 def _with_use(key: StoredKey, moment: int | None) -> StoredKey:

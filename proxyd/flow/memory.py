@@ -120,10 +120,6 @@ class Memory:
         )
         written.add_done_callback(lambda _: self._written.pop(place, None) if self._written.get(place) is written else None)
 
-    async def prune(self, before_us: int | None) -> int:
-        """Delete what was last used before a moment; None keeps everything. Returns how many. Raises StoreError."""
-        return 0 if before_us is None else await self.store.prune(before_us)
-
     def release(self, ex: Exchange) -> None:
         """Let the next turn of its conversation begin. Always, when the exchange is over."""
         if ex.wishes.conversation is None or ex.caller is None:

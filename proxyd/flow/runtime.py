@@ -253,17 +253,18 @@ class Runtime:
     async def prune(self, interval: float) -> None:
         """Delete what is past its retention, every so often, and when more answers are kept than may be."""
         while True:
-            retain, now = self.snapshot.config.storage.retain, self.clock.now_us()
             try:
-                before = None if retain.usage is None else now - int(retain.usage * 1e6)
-                await upkeep.prune(self.ledger, self.running.claims, before, now)
-                await self.memory.prune(None if retain.conversations is None else now - int(retain.conversations * 1e6))
+                await self.pruned(upkeep.horizon(self.snapshot.config.storage.retain, self.clock.now_us()))
             except StoreError as error:
                 log.warning("old rows were not deleted: %s", error)
                 await asyncio.sleep(interval)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await self.running.claims.crowded.wait()
+
+    async def pruned(self, before: upkeep.Horizon) -> upkeep.Pruned:
+        """Delete once what is past its retention. Raises StoreError."""
+        return await upkeep.prune(self.ledger, self.running.claims, self.memory.store, before, self.clock.now_us())
 
     def _progress(self, ex: Exchange) -> LedgerRow | None:
         row, answer = ex.row, ex.answer

@@ -120,6 +120,11 @@ def written_cost(nano: int) -> str:
     return f"{'-' if nano < 0 else ''}{whole}.{decimals}"
 
 
+def written(nano: int) -> str:
+    """Write an amount as people do: 20 and 0.5, without zeros at the end."""
+    return written_cost(nano).rstrip("0").removesuffix(".")
+
+
 def parts(usage: Usage) -> Parts:
     """Take the parts out of a usage report.
 

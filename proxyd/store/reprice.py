@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from proxyd.model import Usage
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 ROWS = 500
 """Rows of one commit: the writer must not make running exchanges wait."""
 
-_TOKENS = (
-    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
-    *("cache_write_tokens", "audio_input_tokens", "audio_output_tokens"),
-)
+_TOKENS = [one.name for one in fields(Usage)]  # columns and fields have the same names
 # What never reached an upstream's counters has no tokens to price.
 _READ = f"""
 SELECT id, model, upstream, upstream_model, service_tier, created_at, cost_nano, currency, price_source, price_version, {", ".join(_TOKENS)}

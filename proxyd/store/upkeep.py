@@ -13,6 +13,8 @@ from proxyd.store.file import StoreError, migrations, read, reading, told
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from proxyd.config.schema import Retain
+    from proxyd.store.conversations import Conversations
     from proxyd.store.db import Database
     from proxyd.store.idempotency import Claims
     from proxyd.store.ledger import Ledger
@@ -44,10 +46,26 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What `prune` did: usage rows deleted, and bytes of answers that are still kept under Idempotency-Keys."""
+    """What `prune` did: rows and conversations deleted, and bytes of answers that are still kept under Idempotency-Keys."""
 
     usage: int
+    conversations: int
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """Moments before which things are deleted, in microseconds since the epoch; None: they are kept."""
+
+    usage: int | None
+    """By the creation of a row."""
+    conversations: int | None
+    """By the last turn."""
+
+
+def horizon(retain: Retain, now_us: int) -> Horizon:
+    """Tell what `storage.retain` comes to at a moment."""
+    return Horizon(*(None if kept is None else now_us - int(kept * 1e6) for kept in (retain.usage, retain.conversations)))
 
 
 def facts(path: Path) -> Facts:
@@ -114,14 +132,15 @@ def backup(path: Path, target: Path) -> Facts:
     return found
 
 
-async def prune(ledger: Ledger, claims: Claims, before_us: int | None, now_us: int) -> Pruned:
-    """Delete settled usage rows from before a moment (None: none), and kept answers whose time is up, a few at a time.
+async def prune(ledger: Ledger, claims: Claims, conversations: Conversations, before: Horizon, now_us: int) -> Pruned:
+    """Delete settled usage rows and conversations from before the horizon, and kept answers whose time is up, a few at a time.
 
     The room that they leave is used again; `vacuum` gives it back to the disk. Raises StoreError.
     """
     kept = await claims.prune(now_us)
-    usage = await ledger.prune(before_us) if before_us is not None else 0
-    return Pruned(usage, kept)
+    usage = 0 if before.usage is None else await ledger.prune(before.usage)
+    forgotten = 0 if before.conversations is None else await conversations.prune(before.conversations)
+    return Pruned(usage, forgotten, kept)
 
 
 async def vacuum(database: Database) -> tuple[int, int]:

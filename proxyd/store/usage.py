@@ -71,10 +71,8 @@ class Report:
     total: Line
 
 
-NUMBERS = (
-    *("requests", "failed", "attempts"),
-    *("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
-)
+_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
+NUMBERS = ("requests", "failed", "attempts", *_TOKENS)
 
 
 def document(line: Line) -> dict[str, object]:
@@ -110,7 +108,6 @@ _SAME = (
     "other.request_id = event.request_id AND +{other} IS {event} "
     "AND +other.created_at >= :since AND +other.created_at < :until AND (:caller IS NULL OR +other.caller = :caller)"
 )
-_TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
 # Counts of the source `none` are no tokens, and need no price. total() gives floats, for it cannot overflow; they are exact up to 2⁵³.
 _REST = f"""
 count(*), {", ".join(f"total({name})" for name in _TOKENS)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +20,17 @@ if TYPE_CHECKING:
 async def prune(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Delete usage rows from before `before_us` (default: as `storage.retain` says), kept answers and conversations whose time is up."""
     order = await _order(runtime, down)
-    now, retain = runtime.clock.now_us(), runtime.snapshot.config.storage.retain.usage
-    before = order.get("before_us", None if retain is None else now - int(retain * 1e6))
+    now = runtime.clock.now_us()
+    horizon = upkeep.horizon(runtime.snapshot.config.storage.retain, now)
+    before = order.get("before_us", horizon.usage)
     # A moment that is still to come would empty the ledger.
     if before is not None and (type(before) is not int or not 0 <= before <= now):
         raise ProxyError("invalid_request", "`before_us` is a past moment, in microseconds since the epoch.", param="before_us")
     try:
-        done = await upkeep.prune(runtime.ledger, runtime.running.claims, before, now)
-        kept = runtime.snapshot.config.storage.retain.conversations
-        await runtime.memory.prune(None if kept is None else now - int(kept * 1e6))
+        done = await runtime.pruned(replace(horizon, usage=before))
     except StoreError as error:
         raise ProxyError("ledger_unavailable", str(error)) from error
-    tell(down, {"usage": done.usage, "kept": done.kept})
+    tell(down, asdict(done))
 
 
 async def vacuum(runtime: Runtime, down: Downstream, _argument: str) -> None:

@@ -16,7 +16,7 @@ from msgspec.json import Decoder
 
 from proxyd.config.schema import FIXED_MEMBERS
 from proxyd.errors import ProxyError
-from proxyd.model import Ask, Endpoint
+from proxyd.model import STREAMED, Ask, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -31,7 +31,6 @@ MAX_COUNT = 2**31 - 1
 T = TypeVar("T")
 _TRUE = Raw(b"true")
 _NULL = b"null"
-_STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None)
     """
     fields = _members(body)
     model = default_model if default_model is not None and _absent(fields, "model") else _model(fields)
-    if endpoint not in _STREAMED:
+    if endpoint not in STREAMED:
         return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
     options = _member(fields, "stream_options", _OPTIONS, "an object whose include_usage is a boolean")
     limits = [_limit(fields, name) for name in ("max_completion_tokens", "max_tokens")]
@@ -122,7 +121,7 @@ def upstream_body(ask: Ask, edits: Edits) -> bytes:
         members[name] = _raw(value)
     if edits.rename_max_tokens and "max_completion_tokens" in members and _absent(members, "max_tokens"):
         members["max_tokens"] = members["max_completion_tokens"]
-    if edits.ask_usage and ask.stream and ask.endpoint in _STREAMED:
+    if edits.ask_usage and ask.stream and ask.endpoint in STREAMED:
         members["stream_options"] = _with_usage(members.get("stream_options"))
     if edits.model is not None:
         members["model"] = _raw(edits.model)

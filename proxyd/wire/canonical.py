@@ -13,12 +13,12 @@ import msgspec
 import orjson
 
 from proxyd.errors import ProxyError
+from proxyd.wire.wishes import OWN
 
 EXACT = 1 << 20
 """Bytes of a body that is read whole. Of a larger one the order of inner members and the spelling of numbers count."""
 
 _RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_PRIVATE = ("delivery", "handle")
 _OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 
@@ -28,7 +28,7 @@ def chat(body: bytes) -> bytes:
     Members for proxyd alone (`delivery`, `handle`, `stream_options` as every protobuf stream has them) are not in it.
     Raises ProxyError `invalid_json` if it is not a JSON object.
     """
-    return _large(body, _PRIVATE) if len(body) > EXACT else _written(body, meaning=True)
+    return _large(body, OWN) if len(body) > EXACT else _written(body, meaning=True)
 
 
 def plain(body: bytes) -> bytes:
@@ -36,7 +36,7 @@ def plain(body: bytes) -> bytes:
 
     Raises ProxyError `invalid_json`.
     """
-    return _large(body, ()) if len(body) > EXACT else _written(body, meaning=False)
+    return _large(body, frozenset()) if len(body) > EXACT else _written(body, meaning=False)
 
 
 def _written(body: bytes, *, meaning: bool) -> bytes:
@@ -56,7 +56,7 @@ def _written(body: bytes, *, meaning: bool) -> bytes:
         raise ProxyError("invalid_json", "The body is not valid JSON.") from None
 
 
-def _large(body: bytes, without: tuple[str, ...]) -> bytes:
+def _large(body: bytes, without: frozenset[str]) -> bytes:
     """A form that is made without reading the values: milliseconds where a reading would hold the loop for a second."""
     try:
         members = sorted((name, raw) for name, raw in _RAWS.decode(body).items() if name not in without)
@@ -86,7 +86,7 @@ def _mean(request: Any) -> None:
     if not isinstance(request, dict):
         raise ProxyError("invalid_json", "The body is not a JSON object.")
     _drop_nulls(request)
-    for name in _PRIVATE:
+    for name in OWN:
         request.pop(name, None)
     if request.get("stream") is False:
         del request["stream"]

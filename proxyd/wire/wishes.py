@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 from msgspec.json import Decoder
 
 from proxyd.errors import ProxyError
-from proxyd.model import Ask, Endpoint
+from proxyd.model import STREAMED, Ask, Endpoint
 from proxyd.wire.delivery import Delivery, from_header, from_members
 from proxyd.wire.proto import ChatRequest, chat, name_bytes, name_text
 from proxyd.wire.proto_embed import FLOAT32, EmbeddingsRequest, embeddings_request
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _AS_USUAL = Delivery()
-_OWN = frozenset({"delivery", "handle"})
-_STREAMED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+OWN = frozenset({"delivery", "handle"})
+"""Members that no upstream is told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,11 @@ def of_chat(asked: ChatRequest, size: int) -> Asked:
 
 def taken(ask: Ask, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Ask, Wishes]:
     """Take the wishes out of a JSON request: the request without them, and what they are. Raises ProxyError invalid_request."""
-    if ask.endpoint not in _STREAMED:
+    if ask.endpoint not in STREAMED:
         return ask, NO_WISHES
     said = b", ".join(value for name, value in headers if name.lower() == b"delivery")
     fields = ask.fields
-    if not said and _OWN.isdisjoint(fields) and "conversation_id" not in fields:
+    if not said and OWN.isdisjoint(fields) and "conversation_id" not in fields:
         return ask, NO_WISHES
     delivery = from_header(said.decode("latin-1")) if said else _AS_USUAL
     handle = None
@@ -129,7 +129,7 @@ def taken(ask: Ask, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Ask, Wishes
         if not isinstance(text, str):
             raise ProxyError("invalid_request", "`handle` must be a string: base64url of 8 to 16 bytes.", param="handle")
         handle = name_text(name_bytes(text))
-    rest = {name: value for name, value in fields.items() if name not in _OWN}
+    rest = {name: value for name, value in fields.items() if name not in OWN}
     conversation, history = None, None
     if ask.endpoint is Endpoint.CHAT and "conversation_id" in fields:
         conversation, history = _conversation(fields, rest)

@@ -86,6 +86,22 @@ def test_old_rows_are_deleted_by_the_daemon_and_without_one(daemon, capsys):
     assert told(capsys, "check")["rows"]["usage_events"] == 0
 
 
+def test_old_conversations_go_with_and_without_a_daemon(daemon, capsys):
+    config = json.loads(daemon.file.read_text())
+    daemon.stop()
+    daemon.file.write_text(json.dumps({**config, "storage": {**config.get("storage", {}), "retain": {"conversations": "1h"}}}))
+    daemon.start()
+    for _ in range(2):
+        assert asyncio.run(ask(daemon.url, "/v1/conversations", {})).status == 200
+    change(daemon.database, "UPDATE conversations SET updated_at = 1 WHERE id = (SELECT min(id) FROM conversations)")
+    assert told(capsys, "prune")["conversations"] == 1
+    daemon.stop()
+    change(daemon.database, "UPDATE conversations SET updated_at = 1")
+    assert main(["db", "prune"]) == 0
+    assert "1 conversations deleted" in capsys.readouterr().out
+    assert told(capsys, "check")["rows"]["conversations"] == 0
+
+
 def test_a_daemon_is_asked_where_its_database_is_and_refuses_to_touch_another(daemon, capsys, tmp_path):
     say(daemon)
     other = tmp_path / "other"

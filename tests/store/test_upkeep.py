@@ -10,6 +10,7 @@ import pytest
 
 from proxyd.model import Usage
 from proxyd.store import upkeep
+from proxyd.store.conversations import Conversations
 from proxyd.store.db import Database
 from proxyd.store.file import StoreError, migrate, migrations
 from proxyd.store.idempotency import Claim, Claims
@@ -134,7 +135,7 @@ async def test_old_rows_and_late_answers_go_and_their_room_is_given_back(db):
     claim = Claim("c", "k", "e", streamed=False, fingerprint=b"f", request_id="r", attempt=1, created_at=1, expires_at=2)
     await Claims(db).write(claim)
     await Claims(db).recover()
-    done = await upkeep.prune(Ledger(db), Claims(db), 51 * DAY, 100 * DAY)
+    done = await upkeep.prune(Ledger(db), Claims(db), Conversations(db), upkeep.Horizon(51 * DAY, None), 100 * DAY)
     assert (done.usage, done.kept) == (50, 0)
     assert query(db.path, "SELECT min(id) FROM usage_events") == [(51,)]
     assert query(db.path, "SELECT count(*) FROM idempotency_keys") == [(0,)]
