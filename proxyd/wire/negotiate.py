@@ -42,6 +42,8 @@ def answer(accept: str | None, *, speaks_protobuf: bool, otherwise: bool = False
     """
     if accept is None or not accept.strip():
         return otherwise
+    if accept in _TEXT:  # as the SDKs say it
+        return False
     ranges = _ranges(accept)
     text = max(_quality(ranges, kind) for kind in _TEXT)
     protobuf = max(_quality(ranges, kind) for kind in _PROTOBUF) if speaks_protobuf else 0.0
