@@ -134,11 +134,11 @@ class Answer:
         """The first header of that name, which is in lower case."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
-    def told(self) -> list[tuple[bytes, bytes]]:
+    def told(self) -> tuple[tuple[bytes, bytes], ...]:
         """What the client learns of the headers. A body that came coded, although we asked for identity, leaves as it came."""
         coding = self.header(b"content-encoding") or ""
         found = headers.to_client(self.headers)
-        return [*found, (b"Content-Encoding", coding.encode())] if _CODING.fullmatch(coding) else found
+        return (*found, (b"Content-Encoding", coding.encode())) if _CODING.fullmatch(coding) else found
 
     async def started(self) -> None:
         """Wait for the head, or for the end that came instead."""

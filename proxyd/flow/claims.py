@@ -348,7 +348,7 @@ def _end(ex: Exchange) -> _End:
         return _End(ClaimState.DONE, error.status, REFUSED, error.document())
     if error is None and answer is not None and answer.finished_whole and kept(answer.status):
         if not broadcast.streamed:
-            return _End(ClaimState.DONE, answer.status, tuple(ex.told()), ex.held)
+            return _End(ClaimState.DONE, answer.status, ex.told(), ex.held)
         body = None if broadcast.tape.overflowed else broadcast.tape.whole() + ex.held
         return _End(ClaimState.DONE, answer.status, broadcast.headers, body, broadcast.packed())
     return _End(ClaimState.BROKEN if broadcast.committed else ClaimState.FAILED)

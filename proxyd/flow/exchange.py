@@ -117,11 +117,11 @@ class Exchange:
         """Whether the client is to be given the event of the stream's usage."""
         return self.framed or (self.ask is not None and self.ask.wants_usage)
 
-    def told(self) -> list[tuple[bytes, bytes]]:
+    def told(self) -> tuple[tuple[bytes, bytes], ...]:
         """The headers of a whole answer: the upstream's, and what it cost (a stream's head has left before anybody knows)."""
         assert self.answer is not None  # noqa: S101 - dispatch has run
-        cost = [] if self.cost is None else [(b"X-Proxyd-Cost", f"{written_cost(self.cost[0])} {self.cost[1]}".encode())]
-        return [*self.answer.told(), *cost]
+        told = self.answer.told()
+        return told if self.cost is None else (*told, (b"X-Proxyd-Cost", f"{written_cost(self.cost[0])} {self.cost[1]}".encode()))
 
     def outcome(self) -> tuple[State, str | None]:
         """What the running attempt has come to: its ledger state, and the error code if there is one."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
 
-STREAM_HEADERS = [(b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no")]
+STREAM_HEADERS = ((b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no"))
 """What keeps caches and nginx from holding a stream back."""
 
 
@@ -81,7 +81,7 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
         del runtime.active[ex.request_id]
 
 
-def _begin(ex: Exchange, answer: Answer, down: Downstream | Broadcast, extra: list[tuple[bytes, bytes]]) -> None:
+def _begin(ex: Exchange, answer: Answer, down: Downstream | Broadcast, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
     down.begin(answer.status, answer.told() + extra, None, ready)
@@ -103,7 +103,7 @@ def _heard(note: Callable[[bytes], None], pass_on: Callable[[bytes], None]) -> C
 def _overflow(ex: Exchange, answer: Answer, down: Downstream | Broadcast, data: bytes) -> None:
     """A document larger than the meter holds passes as it comes."""
     answer.ready.append(data)
-    _begin(ex, answer, down, [])
+    _begin(ex, answer, down)
 
 
 def _forget(_data: bytes) -> None:

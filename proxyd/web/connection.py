@@ -189,7 +189,11 @@ class ClientConnection(web.RequestHandler):
 
 REPEATED = 256
 """Different sets of headers that are remembered; a client of the common SDKs has one or two."""
-_VOLATILE = frozenset({b"idempotency-key", b"traceparent", b"tracestate", b"prefer"})
+_LENGTH = b"content-length"
+_APART = frozenset({_LENGTH, b"idempotency-key", b"prefer"})
+"""What differs from request to request, and says nothing that is remembered."""
+_APART_SIZES = frozenset(map(len, _APART))
+_VOLATILE = frozenset({b"traceparent", b"tracestate"})
 
 
 class Handler(Protocol):
@@ -232,16 +236,21 @@ class Listener(web.Server):
         return self._date
 
     def fields(self, raw: tuple[tuple[bytes, bytes], ...]) -> Fields:
-        """Return the headers without Content-Length: as remembered, where another request had the same."""
-        lean = tuple(field for field in raw if len(field[0]) != 14 or field[0].lower() != b"content-length")
-        found = self._repeated.get(lean)
-        if found is None:
-            found = Fields(lean)
-            if not any(name.lower() in _VOLATILE for name, _ in lean):
+        """Return the headers without Content-Length; what was read out of the same ones before is remembered with them."""
+        lean: list[tuple[bytes, bytes]] = []
+        apart: list[tuple[bytes, bytes]] = []
+        for field in raw:
+            (apart if len(field[0]) in _APART_SIZES and field[0].lower() in _APART else lean).append(field)
+        same = tuple(lean)
+        known = self._repeated.get(same)
+        if known is None:
+            known = Fields(same)
+            if not any(name.lower() in _VOLATILE for name, _ in same):
                 if len(self._repeated) >= REPEATED:
                     self._repeated.clear()
-                self._repeated[lean] = found
-        return found
+                self._repeated[same] = known
+        own = [field for field in apart if field[0].lower() != _LENGTH]
+        return Fields((*same, *own), known.memo) if own else known
 
     def __call__(self) -> ClientConnection:
         """Make the protocol of one connection."""

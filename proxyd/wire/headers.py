@@ -74,10 +74,10 @@ class Fields(tuple[tuple[bytes, bytes], ...]):  # noqa: SLOT001 - the memo needs
 
     memo: dict[str, Any]
 
-    def __new__(cls, fields: Iterable[tuple[bytes, bytes]]) -> Self:
-        """Take the fields as they are."""
+    def __new__(cls, fields: Iterable[tuple[bytes, bytes]], memo: dict[str, Any] | None = None) -> Self:
+        """Take the fields as they are; `memo` is that of other Fields, which differ in nothing that is remembered."""
         made = super().__new__(cls, fields)
-        made.memo = {}
+        made.memo = {} if memo is None else memo
         return made
 
 
@@ -137,7 +137,8 @@ def _forwarded(client: Headers) -> tuple[tuple[bytes, bytes], ...]:
     return tuple(chosen.items())
 
 
-def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
+@_remembered
+def to_client(upstream: Headers) -> tuple[tuple[bytes, bytes], ...]:
     """Choose what the client learns of an upstream's headers; the upstream's id becomes `Upstream-Request-Id`.
 
     Its rate limits are not told, as they are those of an account that callers share; `Retry-After` goes by way of
@@ -151,7 +152,7 @@ def to_client(upstream: Headers) -> list[tuple[bytes, bytes]]:
             chosen.append((canonical, value))
     if own_id := _request_id(passing):
         chosen.append((b"Upstream-Request-Id", own_id))
-    return chosen
+    return tuple(chosen)
 
 
 def upstream_request_id(upstream: Headers) -> str | None:

@@ -7,7 +7,9 @@ import struct
 import pytest
 
 from proxyd.config.schema import Limits
+from proxyd.flow.claims import key_in, wants_resumable
 from proxyd.web.connection import Listener
+from proxyd.wire import headers
 from tests.e2e.client import becomes
 
 
@@ -45,3 +47,28 @@ async def test_of_all_who_leave_in_one_moment_is_heard_before_any_handler_is_can
     await becomes(lambda: len(handler.heard) == 2 * len(crowd))
     assert handler.heard == ["leaves"] * len(crowd) + ["cancelled"] * len(crowd)
     server.close()
+
+
+async def test_what_was_read_of_headers_is_remembered_though_their_keys_differ():
+    port = Listener(Waits(), Limits)
+    common = ((b"Authorization", b"Bearer secret-key"), (b"User-Agent", b"sdk/1"))
+    first = port.fields((*common, (b"Content-Length", b"12"), (b"Idempotency-Key", b"one")))
+    second = port.fields((*common, (b"Content-Length", b"345"), (b"Idempotency-Key", b"two"), (b"Prefer", b"resumable")))
+    assert headers.credential(first) == b"secret-key"
+    assert second.memo is first.memo
+    assert (key_in(first), key_in(second)) == ("one", "two")
+    assert wants_resumable(second)
+    assert not wants_resumable(first)
+
+
+async def test_headers_that_differ_in_what_is_remembered_are_kept_apart():
+    port = Listener(Waits(), Limits)
+    ours, theirs = (port.fields(((b"Authorization", b"Bearer " + key), (b"Idempotency-Key", b"one"))) for key in (b"ours", b"theirs"))
+    assert headers.credential(ours) == b"ours"
+    assert headers.credential(theirs) == b"theirs"
+
+
+async def test_traces_are_not_remembered():
+    port = Listener(Waits(), Limits)
+    trace = b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"
+    assert port.fields(((b"traceparent", trace),)) is not port.fields(((b"traceparent", trace),))
