@@ -148,15 +148,13 @@ class Usage:
 
 @dataclass(slots=True)
 class Reading:
-    """What the meter has read out of one answer so far. The ten facts of the wire corpus."""
+    """What the meter has read out of one answer so far. Its text is asked for apart: to put it together costs."""
 
     model: str | None = None
     usage: Usage | None = None
     """The last report that was not null and not all zero."""
     finish_reasons: dict[int, str | None] = field(default_factory=dict)
     """Last non-empty raw value per choice index; None for a choice that was seen unfinished."""
-    text_by_choice: dict[int, str] = field(default_factory=dict)
-    """Visible answer text only: no reasoning, refusal, tool arguments or audio."""
     had_error: bool = False
     complete: bool = False
     """A whole successful answer arrived."""

@@ -105,6 +105,11 @@ def command_of(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     return command, parser
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, as in `1 model`, `2 models`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong on one line."""
 
@@ -137,7 +142,7 @@ def _run(argv: Sequence[str]) -> int:
         code: int = command.run(arguments.parse_args(argv[1:]))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
-        raise Failed(f"{error.mistakes[0].file} has {_count(len(error.mistakes), 'mistake')}") from error
+        raise Failed(f"{error.mistakes[0].file} has {counted(len(error.mistakes), 'mistake')}") from error
     return code
 
 
@@ -163,10 +168,6 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, Failed):
         return text
     return f"unexpected {type(error).__name__}: {text} (PROXYD_DEBUG=1 shows where)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _silence_stdout() -> None:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxyd.cli import config_path
+from proxyd.cli import config_path, counted
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
@@ -87,7 +87,7 @@ def _text(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warning
         print(f"{_place(warning)}: {paint('warning', YELLOW, out)}: {plain(warning.message)}")
     if loaded is not None and not mistakes:
         upstreams, models = len(loaded.config.upstreams), len(loaded.config.models)
-        print(f"{name}: {paint('ok', GREEN, out)} ({_count(upstreams, 'upstream')}, {_count(models, 'model')})")
+        print(f"{name}: {paint('ok', GREEN, out)} ({counted(upstreams, 'upstream')}, {counted(models, 'model')})")
 
 
 def _json(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:
@@ -117,10 +117,6 @@ def _fields(mistake: Mistake) -> dict[str, str | int]:
 
 def _place(mistake: Mistake) -> str:
     return f"{plain(mistake.file)}:{mistake.line}:{mistake.column}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _made(path: Path, config: Config) -> Made:

@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
                     "kind": config.upstreams[target.upstream].kind.value if target.upstream in config.upstreams else None,
                     "as": target.model or (f"without {model.strip_prefix!r}" if model.strip_prefix else "the same"),
                     "strategy": model.strategy.value if len(model.upstreams) > 1 else "",
-                    "state": states.get(target.upstream, "unknown (no daemon answers)")
-                    if states is not None
-                    else "unknown (no daemon answers)",
+                    "state": states.get(target.upstream, "unknown (no daemon answers)"),
                 }
             )
     rows += [
@@ -56,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _states(config: Config) -> dict[str, str] | None:
-    """Ask a running daemon's ops port; None where none answers."""
+def _states(config: Config) -> dict[str, str]:
+    """Ask a running daemon's ops port; empty where none answers."""
     try:
         found = ops.ask(config, "GET", "/state")["upstreams"]
     except Failed:
-        return None
+        return {}
     return {name: facts["state"] + _probed(facts.get("probe")) for name, facts in found.items()}
 
 

@@ -271,7 +271,7 @@ class _Reader:
     def _expand(self, node: Scalar, path: Path) -> str | None:
         """Put in what references stand for; None if one leads nowhere."""
         try:
-            return self.secrets.expand(node.text)[0]
+            return self.secrets.expand(node.text)
         except Unresolved as unresolved:
             self.draft.unresolved += [(path, self.draft.noted(node, reason)) for reason in unresolved.reasons]
             return None

@@ -44,14 +44,14 @@ class Secrets:
     read: Callable[[str], str]
     credentials: str | None = None
 
-    def expand(self, text: str) -> tuple[str, bool]:
-        """Replace all references in `text`; `$${` stands for a plain `${`. Returns also whether there was one.
+    def expand(self, text: str) -> str:
+        """Replace all references in `text`; `$${` stands for a plain `${`.
 
         Raises Unresolved with a reason for each that is undefined or malformed. A variable that is set but empty counts
         as unset, as in a shell's `:-`.
         """
         if "${" not in text:
-            return text, False
+            return text
         reasons: list[str] = []
 
         def replace(found: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ class Secrets:
         expanded = _TOKEN.sub(replace, text)
         if reasons:
             raise Unresolved(reasons)
-        return expanded, any(found[0] != "$${" for found in _TOKEN.finditer(text))
+        return expanded
 
     def _look_up(self, reference: str | None) -> str:
         if reference is None:

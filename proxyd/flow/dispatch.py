@@ -7,6 +7,7 @@ tried; afterwards there is no way back here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from proxyd.errors import Blame, ProxyError
@@ -18,13 +19,14 @@ from proxyd.store.db import StoreError
 from proxyd.upstream import kinds
 from proxyd.wire.body import Edits, upstream_body
 from proxyd.wire.faults import in_band, refusal
-from proxyd.wire.headers import parse_retry_after
+from proxyd.wire.headers import retry_after
 
 if TYPE_CHECKING:
-    from proxyd.config.schema import Model
     from proxyd.flow.exchange import Exchange
     from proxyd.flow.runtime import Runtime
     from proxyd.rules.routes import Target
+
+log = logging.getLogger(__name__)
 
 
 async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
@@ -37,11 +39,12 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
         step: retry.Try | retry.GiveUp | None = _only(ex, now) if plan is None else None
         if step is None:
             plan = plan or _plan(ex, runtime)
-            step = retry.next_step(plan, history, _facts(plan, ex, now), now, runtime.chance.random())
+            step = retry.next_step(plan, history, _facts(ex, now), now, runtime.chance.random())
         if len(history) > told:  # not twice where a breaker makes us decide anew
             last, told = history[-1], len(history)
             runtime.metrics.attempt_failed(ex.label, last.target.upstream, last.error.code, again=not isinstance(step, retry.GiveUp))
         if isinstance(step, retry.GiveUp):
+            log.debug("nothing more is tried: %s", step.reason, extra={"request_id": ex.request_id})
             raise _given_up(history, step)
         if step.wait > 0:
             await asyncio.sleep(step.wait)
@@ -74,16 +77,17 @@ def _only(ex: Exchange, now: float) -> retry.Try | None:
 def _plan(ex: Exchange, runtime: Runtime) -> retry.Plan:
     route = ex.route
     assert route is not None  # noqa: S101 - admit has run
-    now = runtime.clock.monotonic()
-    facts = {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in route.targets}
+    facts = _facts(ex, runtime.clock.monotonic())
     totals = [ex.snapshot.config.upstreams[target.upstream].timeouts.total for target in route.targets]
     limits = [total for total in totals if total is not None]
     deadline = ex.began + max(limits) if limits and len(limits) == len(totals) else None
     return retry.Plan(route.model.retry, tuple(routes.order(route, facts, runtime.chance.random())), deadline)
 
 
-def _facts(plan: retry.Plan, ex: Exchange, now: float) -> dict[str, routes.Facts]:
-    return {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in plan.targets}
+def _facts(ex: Exchange, now: float) -> dict[str, routes.Facts]:
+    """What is known now of the upstreams of the exchange's route."""
+    assert ex.route is not None  # noqa: S101 - admit has run
+    return {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in ex.route.targets}
 
 
 def _given_up(history: list[retry.Attempt], step: retry.GiveUp) -> ProxyError:
@@ -102,7 +106,9 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     assert ask is not None  # noqa: S101 - admit has run
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
     ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
-    body = upstream_body(ask, _edits(model, target.model, ask_usage=ask_usage, rename=kinds.traits(spec).rename_max_tokens))
+    rename = kinds.traits(spec).rename_max_tokens
+    edits = Edits(target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=rename)
+    body = upstream_body(ask, edits)
     ex.attempt += 1
     ex.answer = None
     row = _row(ex, runtime, target)
@@ -155,8 +161,7 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
         raise ProxyError("upstream_bad_response", "The upstream answered with a redirect, which proxyd does not follow.")
     body = await _refusal_body(answer)
     error = refusal(answer.status, body, secret)
-    wait = parse_retry_after(_header(answer, b"retry-after"), _header(answer, b"retry-after-ms"), runtime.clock.now_us() / 1e6)
-    error.retry_after = wait
+    error.retry_after = retry_after(answer.headers, runtime.clock.now_us() / 1e6)
     raise error
 
 
@@ -179,14 +184,6 @@ async def _refusal_body(answer: Answer) -> bytes:
         answer.close()
     held = answer.meter.take_held() if answer.meter is not None else b""
     return b"".join([*answer.ready, held])[:REFUSAL_LIMIT]
-
-
-def _edits(model: Model, name: str, *, ask_usage: bool, rename: bool) -> Edits:
-    return Edits(name, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=rename)
-
-
-def _header(answer: Answer, name: bytes) -> bytes | None:
-    return next((value for key, value in answer.headers if key == name), None)
 
 
 def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:

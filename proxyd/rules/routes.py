@@ -37,10 +37,6 @@ class Target:
 class Route:
     """What a model name means."""
 
-    asked: str
-    """The name that the client used."""
-    name: str
-    """The name after aliases; differs from `asked` only for an alias."""
     label: str
     """The key in the YAML (`hf/*`), for metrics and limits: a client cannot make up new ones."""
     model: Model
@@ -97,7 +93,7 @@ class RouteTable:
                 return None
             model, label = self._prefixes[prefix], f"{prefix}*"
         targets = tuple(_targets(model, name))
-        return Route(asked, name, label, model, targets, *self._limits[label]) if targets else None
+        return Route(label, model, targets, *self._limits[label]) if targets else None
 
     def allowed(self, caller: Caller, asked: str) -> bool:
         """Whether a caller may use a name: by that name, or by the one that it is an alias of."""

@@ -52,7 +52,8 @@ class Pool:
         self._clock = clock
         self._keep = spec.reuse is not Reuse.NEVER
         self._limit = spec.max_connections
-        self._context = ssl.create_default_context() if self.tls else None
+        self.context = ssl.create_default_context() if self.tls else None
+        """TLS settings; None for plain HTTP."""
         self._address = _literal(self.host, self.port)
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._idle: deque[Connection] = deque()
@@ -167,11 +168,6 @@ class Pool:
         self._lookup = None
         if not lookup.cancelled():
             lookup.exception()  # whoever waited was told; perhaps nobody waits any more
-
-    @property
-    def context(self) -> ssl.SSLContext | None:
-        """TLS settings; None for plain HTTP."""
-        return self._context
 
 
 async def _dial(pool: Pool, protocol: Callable[[], Connection]) -> Connection:

@@ -95,14 +95,16 @@ class Answer:
         if usage is not None and self.embeds and usage.completion_tokens is None:
             prompt, total = usage.prompt_tokens, usage.total_tokens
             usage = replace(usage, completion_tokens=0, total_tokens=prompt if total is None else total)
-        choices = sorted(self.choices.items())
         return Reading(
             model=self.model,
             usage=usage,
-            finish_reasons={index: choice.finish for index, choice in choices} if self.finishes else {},
-            text_by_choice={index: _whole(choice.text.getvalue()) for index, choice in choices},
+            finish_reasons={index: choice.finish for index, choice in sorted(self.choices.items())} if self.finishes else {},
             service_tier=self.service_tier,
         )
+
+    def texts(self) -> dict[int, str]:
+        """The visible text of each choice: no reasoning, refusal, tool arguments or audio."""
+        return {index: _whole(choice.text.getvalue()) for index, choice in sorted(self.choices.items())}
 
     def produced(self) -> str:
         """All that was generated and is billed, of all choices: reasoning, refusals and tool calls, then the text."""

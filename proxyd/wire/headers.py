@@ -161,6 +161,12 @@ def upstream_request_id(upstream: Headers) -> str | None:
     return None if own_id is None else own_id.decode("ascii")
 
 
+def retry_after(upstream: Headers, now: float) -> float | None:
+    """Say how many seconds an upstream's answer asks us to wait, by its headers; see `parse_retry_after`."""
+    told = {name.lower(): value for name, value in reversed(list(upstream))}  # the first of a name counts
+    return parse_retry_after(told.get(b"retry-after"), told.get(b"retry-after-ms"), now)
+
+
 def parse_retry_after(retry_after: bytes | None, retry_after_ms: bytes | None, now: float) -> float | None:
     """Say how many seconds an upstream asks us to wait; None where it does not say, or says nonsense.
 

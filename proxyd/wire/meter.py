@@ -202,6 +202,10 @@ class Meter:
             self._final = reading
         return reading
 
+    def texts(self) -> dict[int, str]:
+        """The visible text so far, by choice."""
+        return self._answer.texts()
+
     def produced(self) -> str:
         """All that was generated and is billed: text, reasoning, refusals, tool calls, of all choices."""
         return self._answer.produced()

@@ -178,10 +178,11 @@ def fill_logprobs(into: Any, entries: Any) -> None:
 
 def logprobs_json(content: Iterable[chat_pb2.TokenLogprob], refused: Iterable[chat_pb2.TokenLogprob]) -> dict[str, Any]:
     """Rebuild a `logprobs` object."""
-    return {
-        "content": [_logprob(one) | {"top_logprobs": [_logprob(top) for top in one.top_logprobs]} for one in content] or None,
-        "refusal": [_logprob(one) | {"top_logprobs": [_logprob(top) for top in one.top_logprobs]} for one in refused] or None,
-    }
+    return {"content": _logprobs(content) or None, "refusal": _logprobs(refused) or None}
+
+
+def _logprobs(entries: Iterable[chat_pb2.TokenLogprob]) -> list[dict[str, Any]]:
+    return [_logprob(one) | {"top_logprobs": [_logprob(top) for top in one.top_logprobs]} for one in entries]
 
 
 def _logprob(one: chat_pb2.TokenLogprob) -> dict[str, Any]:

@@ -55,7 +55,7 @@ TABLE = table(
 def test_a_name_is_found_as_written_then_as_alias_then_by_the_longest_pattern(asked: str, label: str, targets: list) -> None:
     route = TABLE.resolve(asked)
     assert route is not None
-    assert (route.asked, route.label) == (asked, label)
+    assert route.label == label
     assert [(target.upstream, target.model) for target in route.targets] == targets
 
 

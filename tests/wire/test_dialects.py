@@ -31,7 +31,7 @@ def test_content_in_parts_is_text_and_its_thinking_is_billed():
     """Mistral's reasoning models write so."""
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm. "}]}
     answer = answer_of({"choices": [{"index": 0, "delta": {"content": [thinking, {"type": "text", "text": "Yes."}]}}]})
-    assert answer.reading().text_by_choice == {0: "Yes."}
+    assert answer.texts() == {0: "Yes."}
     assert answer.produced() == "Hm. Yes."
 
 
@@ -44,13 +44,13 @@ def test_the_old_function_call_is_billed():
 def test_a_terminal_response_gives_the_text_that_no_delta_gave():
     output = [{"type": "message", "content": [{"type": "output_text", "text": "All at once."}]}]
     answer = answer_of({"type": "response.completed", "response": {"status": "completed", "output": output}})
-    assert answer.reading().text_by_choice == {0: "All at once."}
+    assert answer.texts() == {0: "All at once."}
     assert answer.terminal
 
 
 def test_choices_without_an_index_are_numbered_by_their_place():
     answer = body_of({"choices": [{"text": "a", "finish_reason": "stop"}, {"text": "b", "finish_reason": ""}]})
-    assert answer.reading().text_by_choice == {0: "a", 1: "b"}
+    assert answer.texts() == {0: "a", 1: "b"}
     assert answer.reading().finish_reasons == {0: "stop", 1: None}
 
 
@@ -71,8 +71,9 @@ def test_anthropics_usage_is_amended_member_by_member():
 def test_tgis_whole_body_is_text_finish_and_usage():
     details = {"finish_reason": "length", "generated_tokens": 3, "input_length": 4}
     for doc in ({"generated_text": "Kelp", "details": details}, [{"generated_text": "Kelp", "details": details}]):
-        reading = body_of(doc).reading()
-        assert (reading.text_by_choice, reading.finish_reasons, reading.usage) == ({0: "Kelp"}, {0: "length"}, Usage(4, 3, 7))
+        answer = body_of(doc)
+        reading = answer.reading()
+        assert (answer.texts(), reading.finish_reasons, reading.usage) == ({0: "Kelp"}, {0: "length"}, Usage(4, 3, 7))
 
 
 def test_streamed_images_and_speech_report_usage():
@@ -102,7 +103,7 @@ def test_json_is_taken_as_leniently_as_clients_take_it(payload, value):
 
 
 def facts(answer: Answer) -> tuple:
-    return dataclasses.astuple(answer.reading()), answer.produced(), answer.fault, answer.chat
+    return dataclasses.astuple(answer.reading()), answer.texts(), answer.produced(), answer.fault, answer.chat
 
 
 texts = st.none() | st.text(max_size=5)

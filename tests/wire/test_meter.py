@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxyd.model import Format, Reading, Usage
+from proxyd.model import Format, Usage
 from proxyd.wire.meter import Limits, Meter, format_of
 from proxyd.wire.sse import SSE
 
@@ -69,10 +69,11 @@ PRICED_PARTS = ("cache_write_tokens", "audio_input_tokens", "audio_output_tokens
 """Read for prices only; the corpus says nothing of them."""
 
 
-def facts(reading: Reading) -> dict:
-    """A reading in the sidecars' shape."""
-    got = asdict(reading)
+def facts(meter: Meter) -> dict:
+    """What was read, in the sidecars' shape."""
+    got = asdict(meter.read())
     got.pop("service_tier")
+    got["text_by_choice"] = meter.texts()
     usage = got.pop("usage") or asdict(Usage())
     got.update({name: count for name, count in usage.items() if name not in PRICED_PARTS})
     for member in ("finish_reasons", "text_by_choice"):
@@ -89,7 +90,7 @@ def dropped(case: Case) -> bytes:
 def check(case: Case, pieces: list[bytes]) -> None:
     meter = case.meter()
     left, held = run(meter, pieces, clean=case.clean)
-    assert facts(meter.read()) == case.expected
+    assert facts(meter) == case.expected
     assert left + held == (case.body if case.clean else dropped(case))
 
 
@@ -308,7 +309,7 @@ def test_an_event_larger_than_the_carry_passes_as_it_comes_and_is_read():
     assert meter.mid_event
     assert meter.feed(event[101:]) == event[101:]
     assert not meter.mid_event
-    assert meter.read().text_by_choice == {0: "x" * 1000}
+    assert meter.texts() == {0: "x" * 1000}
 
 
 def test_the_end_of_a_terminal_event_larger_than_the_carry_is_held():
@@ -516,7 +517,7 @@ def test_hostile_documents_pass_and_never_raise(payload, format_):
     meter = Meter(format_)
     left, held = run(meter, [frame[: len(frame) // 2], frame[len(frame) // 2 :], frame], clean=True)
     assert left + held == frame * 2
-    json.dumps(facts(meter.read()))
+    json.dumps(facts(meter))
     meter.produced().encode()
 
 
@@ -545,7 +546,7 @@ def test_a_damaged_stream_reads_the_same_however_it_is_cut(mutated, cuts, clean)
     again, kept = run(pieced, pieces, clean=clean)
     assert body.startswith(left + held)
     assert again + kept == left + held
-    assert facts(pieced.read()) == facts(whole.read())
+    assert facts(pieced) == facts(whole)
     assert (pieced.produced(), pieced.events, pieced.ended) == (whole.produced(), whole.events, whole.ended)
     if clean:
         assert left + held == body
@@ -584,7 +585,7 @@ def test_work_is_linear_in_a_large_event_fed_byte_by_byte(monkeypatch):
     left = b"".join([meter.feed(event[i : i + 1]) for i in range(len(event))])
     assert left == event
     assert seen == len(event)
-    assert meter.read().text_by_choice == {0: "x" * 200_000}
+    assert meter.texts() == {0: "x" * 200_000}
 
 
 @pytest.mark.parametrize(
