@@ -1,7 +1,8 @@
 """What callers have spent of their budgets: state only, `rules/quota` decides.
 
 The law of this file: an account is what the ledger has of its period plus what was recorded since it was opened, each row once.
-It is opened at a caller's first request, whether that is after a start, a reload or a new key.
+It is opened at a caller's first request, whether that is after a start, a reload or a new key, and anew in each period: a clock that
+was set may have led into the middle of one, or back into one that was spent.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Budgets:
             period = quota.period(budget.per, zone, self.clock.now_us())
             account = accounts[budget.unit, budget.per] = Account(caller.name, budget, zone, period)
         account.budget = budget
+        self._period(account, self.clock.now_us())
         while not account.opened:
             if account.opening is None:
                 await self._open(account)
@@ -115,6 +117,7 @@ class Budgets:
         account.opening = asyncio.get_running_loop().create_future()
         account.recorded = []
         period = self._period(account, self.clock.now_us())
+        known = quota.rolled(account.spent, period).spent  # of rows that the ledger was handed: what it says has them, too
         try:
             before = await self.ledger.spent(account.caller, account.budget.unit, period.begins, account.recorded)
         except StoreError as error:
@@ -122,8 +125,8 @@ class Budgets:
         else:
             if account.period is period:  # else a new one has begun meanwhile
                 current = quota.rolled(account.spent, period)
-                account.spent = replace(current, spent=current.spent + before)
-            account.opened = True
+                account.spent = replace(current, spent=current.spent - known + before)
+                account.opened = True
             self._warn(account)
         finally:
             account.opening.set_result(None)
@@ -132,6 +135,7 @@ class Budgets:
     def _period(self, account: Account, now_us: int) -> quota.Period:
         if not account.period.begins <= now_us < account.period.ends:
             account.period = quota.period(account.budget.per, account.zone, now_us)
+            account.opened = False
         return account.period
 
     def _warn(self, account: Account) -> None:
