@@ -181,9 +181,14 @@ class Crashes:
 
 def library(folder: Path) -> Path | None:
     """Build the power cut; None where there is no C compiler."""
-    if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
+    if (found := compiler()) is None:
         return None
     built = folder / "powercut.so"
     source = Path(__file__).with_name("powercut.c")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", built, source, "-ldl", "-lpthread"], check=True)
+    subprocess.run([found, "-O1", "-shared", "-fPIC", "-o", built, source, "-ldl", "-lpthread"], check=True)
     return built
+
+
+def compiler() -> str | None:
+    """A C compiler, where there is one."""
+    return shutil.which("gcc") or shutil.which("cc")

@@ -1,14 +1,17 @@
-"""The disk fails under the real daemon: full, or locked by another process. As `storage.on_failure` says; and it heals by itself."""
+"""The disk fails under the real daemon: full, locked, read-only, erring. As `storage.on_failure` says; and it heals by itself."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 import subprocess
 
 import pytest
 
+from tests.crash import compiler
 from tests.e2e.client import Visit, ask, becomes, chat
 from tests.e2e.conftest import at
+from tests.faults import Faults
 from tests.origin import DONE, Gate, completion, delta, stream, whole
 from tests.process import Daemon, settings
 
@@ -28,9 +31,9 @@ def small_disk(tmp_path):
 
 
 @contextlib.contextmanager
-def full(database):
+def full(daemon: Daemon):
     """No room on the database's disk."""
-    ballast = database.parent / "ballast"
+    ballast = daemon.database.parent / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while file.write(b"\0" * 4096):
             pass
@@ -39,20 +42,42 @@ def full(database):
 
 
 @contextlib.contextmanager
-def locked(database):
+def locked(daemon: Daemon):
     """Another process holds the database for itself."""
-    link = sqlite3.connect(database, isolation_level=None)
+    link = sqlite3.connect(daemon.database, isolation_level=None)
     link.execute("BEGIN IMMEDIATE")
     yield
     link.rollback()
     link.close()
 
 
+def erring(**faults: int):
+    """The kernel says so of the database's files."""
+
+    def fault(daemon: Daemon):
+        return daemon.faults.failing(**faults)
+
+    return fault
+
+
+FAULTS = {
+    "full": full,
+    "locked": locked,
+    "read-only": erring(write=errno.EROFS, sync=errno.EROFS, open=errno.EROFS),  # as ext4 turns after an error
+    "unwritable": erring(write=errno.EIO),
+    "unsynced": erring(sync=errno.EIO),
+    "unreadable": erring(read=errno.EIO, write=errno.EIO, open=errno.EIO),
+}
+
+
 def started(tmp_path, database, origin, on_failure: str) -> Daemon:
+    if compiler() is None:
+        pytest.skip("no C compiler")
     storage = {"url": f"sqlite:///{database}", "on_failure": on_failure}
     config = settings(upstreams={"origin": at(origin)}, models={"*": {"upstream": "origin", "retry": {"attempts": 1}}}, storage=storage)
-    daemon = Daemon(tmp_path, config)
-    daemon.database = database
+    faults = Faults(tmp_path, database)
+    daemon = Daemon(tmp_path, config, faults.environ)
+    daemon.database, daemon.faults = database, faults
     return daemon.start()
 
 
@@ -62,7 +87,7 @@ async def trouble(daemon: Daemon) -> None:
         await ask(daemon.url, PATH, chat("probe"))
 
 
-@pytest.mark.parametrize("fault", [full, locked])
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_and_all_is_written_after(tmp_path, small_disk, origin, fault):
     gate = Gate()
     origin.on("*", whole(completion("hi")))
@@ -71,7 +96,7 @@ async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_an
     running = await (await Visit.open(daemon.url)).post(PATH, chat("running", stream=True))
     await running.head()
     await running.until(delta("a"))
-    with fault(daemon.database):
+    with fault(daemon):
         await trouble(daemon)
         count = len(origin.requests)
         refused = await ask(daemon.url, PATH, chat("refused"))
@@ -90,13 +115,22 @@ async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_an
     daemon.stop()
 
 
-@pytest.mark.parametrize("fault", [full, locked])
+@pytest.mark.parametrize("fault", [full, locked, FAULTS["read-only"]], ids=["full", "locked", "read-only"])
 async def test_where_answers_matter_more_than_bills_they_go_on_and_rows_follow(tmp_path, small_disk, origin, fault):
     origin.on("*", whole(completion("hi")))
     daemon = started(tmp_path, small_disk / "p.db", origin, "serve")
-    with fault(daemon.database):
+    with fault(daemon):
         await trouble(daemon)
         for number in range(20):
             assert (await ask(daemon.url, PATH, chat(f"m{number}"))).status == 200
     await becomes(lambda: [row["state"] for row in daemon.rows() if row["model"].startswith("m")] == ["done"] * 20)
     daemon.stop()
+
+
+async def test_a_disk_that_is_read_only_at_the_start_is_told_with_what_to_do(tmp_path, small_disk, origin):
+    daemon = started(tmp_path, small_disk / "p.db", origin, "refuse")
+    daemon.stop()
+    told = r"exit 1[\s\S]*Read-only file system\): make it writable for this user"
+    with FAULTS["read-only"](daemon), pytest.raises(AssertionError, match=told):
+        daemon.start()
+    daemon.start().stop()
