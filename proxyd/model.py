@@ -54,6 +54,25 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryDefaults:
+    """How answers leave where the request does not say; None is left to who is asked next, at last to the answer's format."""
+
+    max_delay_ms: int | None = None
+    """Text is held so long, to share packets."""
+    max_bytes: int | None = None
+    """Held text leaves early once it is so much."""
+    compress: bool | None = None
+    """True: whenever the client takes it; False: never."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is said."""
+        return self.max_delay_ms is not None or self.max_bytes is not None or self.compress is not None
+
+
+AS_USUAL = DeliveryDefaults()
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the name under which exchanges are recorded, and what that name may do."""
 
@@ -67,6 +86,7 @@ class Caller:
     """What a request without a model means."""
     expires_at: int | None = None
     """Microseconds since the epoch; nobody is let in by this key from then on."""
+    delivery: DeliveryDefaults = AS_USUAL
 
 
 class Endpoint(enum.StrEnum):

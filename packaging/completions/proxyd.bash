@@ -43,6 +43,8 @@ _proxyd() {
         "keys create --budget") words=""; only=yes ;;
         "keys create --expires") words=""; only=yes ;;
         "keys create --default-model") words=""; only=yes ;;
+        "keys create --max-delay-ms") words=""; only=yes ;;
+        "keys create --max-bytes") words=""; only=yes ;;
         "keys create -c"|"keys create --config") files=yes; only=yes ;;
         "keys list -c"|"keys list --config") files=yes; only=yes ;;
         "keys list --format") words="table json csv"; only=yes ;;
@@ -90,7 +92,7 @@ _proxyd() {
             "doctor") words="-h --help -c --config --unit --no-network --format" ;;
             "check") words="-h --help -c --config --format" ;;
             "keys") words="-h --help -c --config create list show rotate revoke" ;;
-            "keys create") words="-h --help --models --rpm --tpm --concurrency --budget --expires --admin --default-model -c --config" ;;
+            "keys create") words="-h --help --models --rpm --tpm --concurrency --budget --expires --admin --default-model --max-delay-ms --max-bytes --compress --no-compress -c --config" ;;
             "keys list") words="-h --help -c --config --format" ;;
             "keys show") words="-h --help -c --config --format" ;;
             "keys rotate") words="-h --help --grace -c --config" ;;

@@ -15,8 +15,8 @@ from proxyd.cli import DONE, Failed, config_path, ops, output
 from proxyd.clock import Clock
 from proxyd.config import units
 from proxyd.config.load import load_file
-from proxyd.flow.keyring import Keyring, document
-from proxyd.rules import new_key
+from proxyd.flow.keyring import Keyring, document, told, written
+from proxyd.rules import auth, new_key
 from proxyd.store.db import Database, StoreError, database_path
 from proxyd.store.keys import ApiKeys, KeyRefusedError
 
@@ -32,13 +32,14 @@ port it asks for an admin key, which is taken from $PROXYD_ADMIN_KEY."""
 EXAMPLES = """proxyd keys create laptop
 proxyd keys create phone --models 'gpt-4o-mini' 'llama*' --rpm 60 --tpm 100k --concurrency 4 --budget 20/month --expires 90d
 proxyd keys create ci --default-model fast
+proxyd keys create buoy --max-delay-ms 1000 --compress    # behind a thin link
 proxyd keys list
 proxyd keys rotate laptop --grace 7d     # the old key works for another week
 proxyd keys revoke laptop"""
 _COLUMNS = (
     *(output.Column(key, key.upper()) for key in ("name", "prefix", "state", "models")),
     *(output.Column(key, key.upper(), right=True) for key in ("rpm", "tpm", "concurrency")),
-    *(output.Column(key, key.upper()) for key in ("budget", "admin", "expires", "last_used", "source")),
+    *(output.Column(key, key.upper()) for key in ("budget", "delivery", "admin", "expires", "last_used", "source")),
 )
 _YEAR = 366 * 86_400.0
 
@@ -56,6 +57,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires", metavar="WHEN", help="30d from now, or a day as 2027-01-31")
     create.add_argument("--admin", action="store_true", help="it may use the operator's port from other machines")
     create.add_argument("--default-model", metavar="MODEL", help="what a request without a model means")
+    create.add_argument("--max-delay-ms", metavar="N", type=int, help="hold text so long, where requests do not say, for thin links")
+    create.add_argument("--max-bytes", metavar="SIZE", help="held text leaves early once it is so much, as in 4KiB")
+    create.add_argument("--compress", action=argparse.BooleanOptionalAction, help="answers, whenever the client takes it; or never")
     listing = actions.add_parser("list", help="all keys, those of the configuration too")
     show = actions.add_parser("show", help="one caller's keys")
     show.add_argument("name")
@@ -87,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _create(desk: _Desk, args: argparse.Namespace) -> int:
     wish = {key: getattr(args, key) for key in ("name", "models", "rpm", "tpm", "concurrency", "budget", "expires", "default_model")}
+    wish["delivery"] = _delivery(args)
     wish = {key: value for key, value in wish.items() if value is not None} | ({"admin": True} if args.admin else {})
     now_us = Clock().now_us()
     try:
@@ -102,6 +107,15 @@ def _create(desk: _Desk, args: argparse.Namespace) -> int:
 
     _hand_over(desk.do("POST", "/keys", wish, here))
     return DONE
+
+
+def _delivery(args: argparse.Namespace) -> dict[str, object] | None:
+    try:
+        most = None if args.max_bytes is None else units.size(args.max_bytes)
+    except ValueError as error:
+        raise Failed(f"--max-bytes: {args.max_bytes!r} {error}") from None
+    said = {"max_delay_ms": args.max_delay_ms, "max_bytes": most, "compress": args.compress}
+    return {name: value for name, value in said.items() if value is not None} or None
 
 
 def _rotate(desk: _Desk, args: argparse.Namespace) -> int:
@@ -150,7 +164,9 @@ def _list(desk: _Desk, args: argparse.Namespace) -> int:
             "rpm": key.limits.rpm,
             "tpm": key.limits.tpm,
             "concurrency": key.limits.concurrency,
+            "budget": None if key.budget is None else written(auth.budget_of(key.budget)),
             "default_model": key.default_model,
+            "delivery": told(auth.delivery_of(key.delivery)),
             "created_at": None,
             "revoked_at": None,
             "last_used_at": None,
@@ -166,6 +182,7 @@ def _list(desk: _Desk, args: argparse.Namespace) -> int:
         return DONE
     for row in rows:
         row |= {"models": " ".join(row["models"]), "admin": "yes" if row["admin"] else None}
+        row["delivery"] = " ".join(f"{name}={str(said).lower()}" for name, said in (row["delivery"] or {}).items()) or None
         row |= {"expires": _day(row["expires_at"]), "last_used": _day(row["last_used_at"])}
     output.show(_COLUMNS, rows, args.format)
     return DONE

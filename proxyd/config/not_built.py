@@ -3,8 +3,6 @@
 NOT_BUILT = frozenset(
     {
         "analytics",
-        "auth.keys.*.delivery",
-        "delivery",
         "models.*.cache",
         "models.*.log_bodies",
         "openmeter",

@@ -148,7 +148,7 @@ class Retry(_Section, frozen=True):
 
 
 class Delivery(_Section, frozen=True):
-    """How answers are delivered where the client does not say; None leaves it to their format."""
+    """How answers are delivered where the client does not say; None leaves it to the next one, at last to their format."""
 
     max_delay_ms: Annotated[
         Annotated[int, Meta(ge=0, le=10_000)] | None,
@@ -233,7 +233,7 @@ class Model(_Section, frozen=True):
     set: Annotated[dict[str, Any], _about("fields added where the client sent none")] = field(default_factory=dict)
     force: Annotated[dict[str, Any], _about("fields that replace the client's")] = field(default_factory=dict)
     drop: Annotated[tuple[str, ...], _about("fields removed")] = ()
-    delivery: Annotated[Delivery, _about("how answers leave where the client does not say")] = Delivery()
+    delivery: Annotated[Delivery, _about("how answers leave where neither the request nor the caller's key says")] = Delivery()
     on_disconnect: Annotated[OnDisconnect, _about("cancel: stop the upstream when the client leaves; drain: read on, for exact usage")] = (
         OnDisconnect.CANCEL
     )
@@ -265,6 +265,7 @@ class Key(_Section, frozen=True):
     admin: Annotated[bool, _about("whether it may use the operator's port from other machines")] = False
     expires: Annotated[str | None, _about("the day or time from which on it lets nobody in, as in 2027-01-31")] = None
     default_model: Annotated[str | None, _about("what a request without a model means")] = None
+    delivery: Annotated[Delivery, _about("how this caller's answers leave where the request does not say")] = Delivery()
 
 
 class Jwt(_Section, frozen=True):
@@ -399,6 +400,7 @@ class Config(_Section, frozen=True):
     limits: Annotated[Limits, _about("bounds on what clients may send")] = Limits()
     idempotency: Annotated[Idempotency, _about("requests with an Idempotency-Key")] = Idempotency()
     resume: Annotated[Resume, _about("streams that outlive their client")] = Resume()
+    delivery: Annotated[Delivery, _about("how answers leave where neither the request, nor the key, nor the route says")] = Delivery()
     aliases: Annotated[dict[str, str], _about("other names for models")] = field(default_factory=dict)
     timezone: Annotated[str, _about("where the days and months of budgets begin, as in Europe/Berlin")] = "UTC"
     cors: Annotated[Cors | None, _about("web pages that may call from a browser; none: only pages of proxyd's own origin")] = None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxyd.config.schema import Delivery
 from proxyd.errors import ProxyError
 from proxyd.flow.claims import key_in, one_name, wants_resumable
 from proxyd.model import Endpoint
 from proxyd.rules.bearer import looks_signed
 from proxyd.rules.idempotency import Verdict
 from proxyd.wire import body, headers, wishes
-from proxyd.wire.delivery import with_defaults
+from proxyd.wire.delivery import combined, with_defaults
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from proxyd.model import Caller
     from proxyd.web.downstream import Downstream
     from proxyd.wire.wishes import Asked
-
-
-_NOTHING_SAID = Delivery()
 
 
 async def admit(ex: Exchange, runtime: Runtime, down: Downstream) -> Verdict:
@@ -79,10 +75,10 @@ def _heed(ex: Exchange, asked: Asked, down: Downstream) -> None:
 def _agree(ex: Exchange, down: Downstream) -> None:
     """Settle how the answer is to be delivered, and in which form. Raises ProxyError invalid_request."""
     assert ex.ask is not None  # noqa: S101 - parsed before
-    asked, default = ex.wishes.delivery, ex.model.delivery
-    if default != _NOTHING_SAID or asked.compress:
-        settled = with_defaults(asked, max_delay_ms=default.max_delay_ms, max_bytes=default.max_bytes, compress=default.compress)
-        ex.wishes = replace(ex.wishes, delivery=settled)
+    assert ex.caller is not None  # noqa: S101 - found before
+    default = combined(ex.caller.delivery, ex.model.delivery, ex.snapshot.config.delivery)
+    if default:
+        ex.wishes = replace(ex.wishes, delivery=with_defaults(ex.wishes.delivery, default))
     framed = down.encoder is not None
     ex.protocol = down.wish(ex.wishes, streamed=ex.ask.stream, may_compress=default.compress is not False)
     if framed and ex.ask.stream and ex.ask.endpoint is Endpoint.CHAT:

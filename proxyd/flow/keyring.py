@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from proxyd.model import TOKENS
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from proxyd.clock import Clock
-    from proxyd.model import Budget, Caller
+    from proxyd.model import Budget, Caller, DeliveryDefaults
     from proxyd.store.keys import ApiKeys
 
 PREFIX = "pxd_"
@@ -129,6 +130,7 @@ def document(key: StoredKey, now_us: int) -> dict[str, object]:
         "budget": None if caller.budget is None else written(caller.budget),
         "admin": caller.admin,
         "default_model": caller.default_model,
+        "delivery": told(caller.delivery),
         "created_at": key.created_at,
         "expires_at": caller.expires_at,
         "revoked_at": key.revoked_at,
@@ -141,6 +143,11 @@ def written(budget: Budget) -> str:
     if budget.unit == TOKENS:
         return f"{budget.amount} tokens/{budget.per}"
     return f"{price.written(budget.amount)}{budget.unit}/{budget.per}"
+
+
+def told(delivery: DeliveryDefaults) -> dict[str, object] | None:
+    """Tell how answers leave; what is not said is left out."""
+    return {name: said for name, said in asdict(delivery).items() if said is not None} or None
 
 
 def _with_use(key: StoredKey, moment: int | None) -> StoredKey:

@@ -7,13 +7,13 @@ import zlib
 from typing import TYPE_CHECKING
 
 from proxyd.config.units import moment
-from proxyd.model import TOKENS, Budget, Caller, Limits
+from proxyd.model import TOKENS, Budget, Caller, DeliveryDefaults, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxyd.config import schema
-    from proxyd.config.schema import Allowance, Key
+    from proxyd.config.schema import Allowance, Delivery, Key
 
 ANONYMOUS = Caller("anonymous")
 """Who everybody is where `auth: none` is written."""
@@ -40,12 +40,18 @@ def caller_of(key: Key) -> Caller:
         budget=None if key.budget is None else budget_of(key.budget),
         default_model=key.default_model,
         expires_at=None if key.expires is None else moment(key.expires),
+        delivery=delivery_of(key.delivery),
     )
 
 
 def limits_of(allowance: Allowance) -> Limits:
     """Make limits of what the file says."""
     return Limits(allowance.rpm, allowance.tpm, allowance.concurrency)
+
+
+def delivery_of(written: Delivery) -> DeliveryDefaults:
+    """Make defaults of what the file says."""
+    return DeliveryDefaults(written.max_delay_ms, written.max_bytes, written.compress)
 
 
 def budget_of(written: schema.Budget) -> Budget:

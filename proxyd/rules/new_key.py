@@ -6,11 +6,17 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from proxyd.config import units
+from proxyd.config.schema import Delivery
 from proxyd.model import TOKENS, Budget, Caller, Limits, Per
+from proxyd.rules.auth import delivery_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from proxyd.model import DeliveryDefaults
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,63}")
 _BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kM]?) ?([A-Za-z]*)/([a-z]+)")
@@ -22,9 +28,9 @@ class WishError(ValueError):
 
 
 def caller(wish: Mapping[str, object], now_us: int) -> Caller:
-    """Make the caller of a new key from `name`, `models`, `rpm`, `tpm`, `concurrency`, `budget`, `expires`, `admin`, `default_model`.
+    """Make the caller of a new key from what _KEYS names.
 
-    `expires` is a duration from `now_us` or a moment. Raises WishError.
+    `delivery` is an object as in the configuration, in bare numbers; `expires` is a duration from `now_us` or a moment. Raises WishError.
     """
     unknown = sorted(set(wish) - _KEYS)
     if unknown:
@@ -44,6 +50,7 @@ def caller(wish: Mapping[str, object], now_us: int) -> Caller:
         budget=None if budget_text is None else budget(budget_text),
         default_model=default,
         expires_at=None if expires_text is None else expiry(expires_text, now_us),
+        delivery=delivery(wish.get("delivery")),
     )
 
 
@@ -87,6 +94,14 @@ def budget(text: str) -> Budget:
     return Budget(int(amount), unit, Per(per))
 
 
+def delivery(given: object) -> DeliveryDefaults:
+    """Check how answers are to leave. Raises WishError."""
+    try:
+        return delivery_of(msgspec.convert({} if given is None else given, Delivery))
+    except msgspec.ValidationError as error:
+        raise WishError(f"'delivery': {str(error)[:200]}") from None
+
+
 def expiry(text: str, now_us: int) -> int:
     """Read `30d` from now on, or a day or time. Raises WishError, also for what is past."""
     try:
@@ -122,4 +137,4 @@ def _text(wish: Mapping[str, object], key: str) -> str | None:
     return given
 
 
-_KEYS = frozenset({"name", "models", "rpm", "tpm", "concurrency", "budget", "expires", "admin", "default_model"})
+_KEYS = frozenset({"name", "models", "rpm", "tpm", "concurrency", "budget", "expires", "admin", "default_model", "delivery"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxyd.model import Budget, Caller, Limits, Per
+from proxyd.model import Budget, Caller, DeliveryDefaults, Limits, Per
 from proxyd.store.file import read
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class StoredKey:
 _COLUMNS = (
     *("id", "hash", "prefix", "caller", "models", "admin", "rpm", "tpm", "concurrency"),
     *("budget_amount", "budget_unit", "budget_per", "budget_warn_at", "default_model", "created_at", "expires_at"),
-    *("revoked_at", "last_used_at"),
+    *("revoked_at", "last_used_at", "max_delay_ms", "max_bytes", "compress"),
 )
 # Names of columns only; every value is bound.
 _ALL = f"SELECT {', '.join(_COLUMNS)} FROM api_keys"  # noqa: S608
@@ -138,12 +138,13 @@ def _of(connection: sqlite3.Connection, name: str) -> list[StoredKey]:
 
 
 def _added(connection: sqlite3.Connection, key: StoredKey) -> StoredKey:
-    caller, limits, budget = key.caller, key.caller.limits, key.caller.budget
+    caller, limits, budget, delivery = key.caller, key.caller.limits, key.caller.budget, key.caller.delivery
     values = (
         *(key.hash, key.prefix, caller.name, orjson.dumps(caller.models).decode(), int(caller.admin)),
         *(limits.rpm, limits.tpm, limits.concurrency),
         *((None,) * 4 if budget is None else (budget.amount, budget.unit, budget.per.value, budget.warn_at)),
         *(caller.default_model, key.created_at, caller.expires_at, key.revoked_at, key.last_used_at),
+        *(delivery.max_delay_ms, delivery.max_bytes, delivery.compress),
     )
     number = connection.execute(_ADD, values).lastrowid
     return _key(connection.execute(f"{_ALL} WHERE id = ?", (number,)).fetchone())
@@ -151,6 +152,7 @@ def _added(connection: sqlite3.Connection, key: StoredKey) -> StoredKey:
 
 def _key(row: tuple[Any, ...]) -> StoredKey:
     number, hashed, prefix, name, models, admin, rpm, tpm, concurrency, amount, unit, per, warn_at, default, created, expires = row[:16]
+    revoked, used, delay, held, compress = row[16:]
     caller = Caller(
         name,
         tuple(orjson.loads(models)),
@@ -159,5 +161,6 @@ def _key(row: tuple[Any, ...]) -> StoredKey:
         budget=None if amount is None else Budget(amount, unit, Per(per), warn_at),
         default_model=default,
         expires_at=expires,
+        delivery=DeliveryDefaults(delay, held, None if compress is None else bool(compress)),
     )
-    return StoredKey(number, hashed, prefix, caller, created, *row[16:])
+    return StoredKey(number, hashed, prefix, caller, created, revoked, used)

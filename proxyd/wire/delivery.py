@@ -7,13 +7,18 @@ The header is `Delivery: max-delay-ms=100, detail=full` (a dictionary of RFC 965
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from proxyd.errors import ProxyError
+from proxyd.model import DeliveryDefaults
 from proxyd.wire._pb import chat_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from proxyd.config.schema import Delivery as Written
+
+    T = TypeVar("T")
 
 MAX_DELAY_MS = 10_000
 MAX_HELD = 65_536
@@ -23,7 +28,7 @@ MAX_PAD = 1024
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What the client asked for; None is "not said", and the route's or the format's default holds."""
+    """What the client asked for; None is "not said", and a default of the key, of the route, of all or of the format holds."""
 
     max_delay_ms: int | None = None
     max_bytes: int = MAX_HELD
@@ -74,14 +79,34 @@ def from_header(value: str) -> Delivery:
     return _read(members)
 
 
-def with_defaults(delivery: Delivery, *, max_delay_ms: int | None, max_bytes: int | None, compress: bool | None) -> Delivery:
-    """Fill in what a route says where the client did not; its `compress: false` holds against the client."""
+def combined(key: DeliveryDefaults, route: Written, rest: Written) -> DeliveryDefaults:
+    """What holds where a request says nothing: the key's word, else the route's, else everybody's.
+
+    But a route that never compresses has its reasons in what it answers, and no key changes them.
+    """
+    return DeliveryDefaults(
+        _first(key.max_delay_ms, route.max_delay_ms, rest.max_delay_ms),
+        _first(key.max_bytes, route.max_bytes, rest.max_bytes),
+        False if route.compress is False else _first(key.compress, route.compress, rest.compress),
+    )
+
+
+def with_defaults(delivery: Delivery, default: DeliveryDefaults) -> Delivery:
+    """Fill in what the client did not say; `compress: false` holds against it. To ask for MAX_HELD is to say nothing."""
     return replace(
         delivery,
-        max_delay_ms=max_delay_ms if delivery.max_delay_ms is None else delivery.max_delay_ms,
-        max_bytes=min(delivery.max_bytes, max_bytes or MAX_HELD),
-        compress=delivery.compress if compress is None else compress,
+        max_delay_ms=_first(delivery.max_delay_ms, default.max_delay_ms),
+        max_bytes=(default.max_bytes or MAX_HELD) if delivery.max_bytes == MAX_HELD else delivery.max_bytes,
+        compress=delivery.compress if default.compress is None else default.compress,
     )
+
+
+def _first(said: T | None, *others: T | None) -> T | None:
+    for each in others:
+        if said is not None:
+            break
+        said = each
+    return said
 
 
 def _item(text: str) -> object:

@@ -115,7 +115,12 @@ MISTAKES = [
             "7:63: this value cannot go into a header: only visible ASCII characters, and blanks between them, can",
         ],
     ),
-    (BASE + "auth: {keys: [{name: a, key: k, delivery: 3}]}\n", ["7:33: 'delivery' is not built yet in this version; remove it"]),
+    (BASE + "analytics: {}\n", ["7:1: 'analytics' is not built yet in this version; remove it"]),
+    (
+        BASE + "auth: {keys: [{name: a, key: k, delivery: {max_dely_ms: 3}}]}\n",
+        ["7:44: unknown key 'max_dely_ms'; did you mean 'max_delay_ms'?"],
+    ),
+    (BASE + "delivery: {max_bytes: 1MiB}\n", ["7:23: '1MiB' is more than 64KiB"]),
     (BASE.replace("kind: ollama", "kind: anthropic"), ["2:18: 'anthropic' is not built yet in this version; remove it"]),
     (BASE + "storage: {url: postgresql://h/d}\n", ["7:16: 'postgresql' is not built yet in this version; remove it"]),
     (BASE.replace("{kind: ollama}", "{}"), ["2:3: 'ollama' has no 'kind'; it is required"]),

@@ -12,6 +12,7 @@ from proxyd.wire._pb import chat_pb2 as pb
 from tests.e2e.client import Visit, ask, chat, request
 from tests.e2e.test_protobuf import KIND, PATH, asked, frames, post, text_of
 from tests.origin import DONE, Ending, Gate, completion, delta, event, stream, usage_event, whole
+from tests.process import settings
 
 LONG = "word " * 200
 
@@ -146,6 +147,38 @@ async def test_a_route_says_how_where_the_client_does_not(launch, origin):
     assert "content-encoding" not in never.headers
     also = await ask(daemon.url, PATH, asked("never"), Content_Type=KIND, Accept_Encoding="gzip")
     assert "content-encoding" not in also.headers
+
+
+async def test_key_route_and_everybody_have_their_say_and_a_reload_changes_it(launch, origin):
+    parts = [delta("Hel"), delta("lo"), delta("", finish="stop")]
+    origin.on("*", stream(*parts, DONE))
+    names = {"plain": {}, "keen": {"max_delay_ms": 0}, "never": {"compress": False}}
+    keys = [{"name": name, "key": f"{name}-key-0123456789abcdef", "delivery": said} for name, said in names.items()]
+    upstreams = {"o": {"kind": "openai", "base_url": origin.url}}
+    settled = {"upstreams": upstreams, "models": {"bare": "o", "quick": {"upstream": "o", "delivery": {"max_delay_ms": 1}}}}
+    settled |= {"auth": {"keys": keys}, "delivery": {"max_delay_ms": 9000, "compress": True}}
+    daemon = launch(**settled)
+
+    async def coded(key: str, model: str, **delivery: object) -> bool:
+        """Whether frames were compressed, as those are that are held for 200 ms or more: it shows whose word counted."""
+        body = asked(model, stream=True, delivery=pb.Delivery(**delivery))
+        bearer = f"Bearer {key}-key-0123456789abcdef"
+        answer = await ask(daemon.url, PATH, body, Content_Type=KIND, Authorization=bearer, Accept_Encoding="gzip")
+        small = "content-encoding" in answer.headers
+        assert text_of(gzip.decompress(answer.body) if small else answer.body) == "Hello"
+        return small
+
+    assert await coded("plain", "bare")
+    assert not await coded("plain", "bare", max_delay_ms=100)
+    assert not await coded("plain", "quick")
+    assert await coded("plain", "quick", max_delay_ms=300)
+    assert not await coded("keen", "bare")
+    assert not await coded("never", "bare")
+    assert not await coded("never", "bare", compress=True)
+    daemon.write(settings(**{**settled, "delivery": {}}))
+    assert (await ask(daemon.ops, "/reload")).json()["ok"]
+    assert not await coded("plain", "bare")
+    assert await coded("plain", "bare", max_delay_ms=300, compress=True)
 
 
 async def test_reasoning_is_left_out_on_request(rig):

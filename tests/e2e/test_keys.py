@@ -1,6 +1,7 @@
 """Keys: made, listed, rotated and revoked while the daemon runs, and without one; who gets in by which."""
 
 import asyncio
+import gzip
 import json
 import re
 import socket
@@ -111,6 +112,24 @@ async def test_a_key_may_do_what_it_was_made_for(rig):
     assert answer.headers["x-ratelimit-limit-requests"] == "2"
     assert await status(rig, key) == 200
     assert await status(rig, key) == 429
+
+
+async def test_a_key_says_how_its_answers_leave_and_so_does_the_one_that_replaces_it(rig):
+    long = completion("word " * 200)
+    rig.origin.on("small", whole(long))
+    key = await made(rig, "create", "thin", "--max-delay-ms", "500", "--max-bytes", "4KiB", "--compress")
+    new = await made(rig, "rotate", "thin")
+    for each in (key, new):
+        answer = await ask(rig.url, PATH, chat("small"), **bearer(each), Accept_Encoding="gzip")
+        assert gzip.decompress(answer.body) == long
+    shown = json.loads((await keys(rig, "show", "thin", "--format", "json")).stdout)
+    assert [row["delivery"] for row in shown] == [{"max_delay_ms": 500, "max_bytes": 4096, "compress": True}] * 2
+    assert "max_delay_ms=500 max_bytes=4096 compress=true" in (await keys(rig, "show", "thin")).stdout
+    assert json.loads((await keys(rig, "show", "tester", "--format", "json")).stdout)[0]["delivery"] is None
+    for wrong in (("--max-delay-ms", "10001"), ("--max-bytes", "1MiB"), ("--max-bytes", "much")):
+        refused = await keys(rig, "create", "wrong", *wrong)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "max" in refused.stderr
 
 
 async def test_a_rotated_key_lives_on_for_its_grace_and_both_share_what_is_allowed(rig):

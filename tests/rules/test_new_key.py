@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd.flow.keyring import written
-from proxyd.model import TOKENS, Budget, Caller, Limits, Per
+from proxyd.model import TOKENS, Budget, Caller, DeliveryDefaults, Limits, Per
 from proxyd.rules.new_key import WishError, budget, caller, expiry
 
 NOW = 1_800_000_000_000_000
@@ -19,6 +19,7 @@ def test_a_name_alone_is_a_key_for_everything() -> None:
 
 def test_all_that_can_be_wished_for() -> None:
     wish = {"name": "a@b.c", "models": ["x", "y*"], "rpm": 3, "tpm": "100k", "concurrency": "2", "admin": True}
+    wish |= {"delivery": {"max_delay_ms": 500, "max_bytes": 4096, "compress": False}}
     assert caller({**wish, "expires": "30d", "default_model": "x", "budget": "20/month"}, NOW) == Caller(
         "a@b.c",
         ("x", "y*"),
@@ -27,6 +28,7 @@ def test_all_that_can_be_wished_for() -> None:
         budget=Budget(20 * 10**9, "USD", Per.MONTH),
         default_model="x",
         expires_at=NOW + 30 * 86_400 * 10**6,
+        delivery=DeliveryDefaults(500, 4096, compress=False),
     )
 
 
@@ -53,6 +55,12 @@ def test_all_that_can_be_wished_for() -> None:
         {"name": "a", "expires": "0s"},
         {"name": "a", "default_model": "x*"},
         {"name": "a", "colour": "red"},
+        {"name": "a", "delivery": "fast"},
+        {"name": "a", "delivery": {"speed": 1}},
+        {"name": "a", "delivery": {"max_delay_ms": 10_001}},
+        {"name": "a", "delivery": {"max_delay_ms": "100"}},
+        {"name": "a", "delivery": {"max_bytes": 0}},
+        {"name": "a", "delivery": {"compress": 1}},
     ],
     ids=str,
 )

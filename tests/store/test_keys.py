@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from proxyd.model import TOKENS, Budget, Caller, Limits, Per
+from proxyd.model import TOKENS, Budget, Caller, DeliveryDefaults, Limits, Per
 from proxyd.store.db import Database
 from proxyd.store.keys import ApiKeys, KeyRefusedError, StoredKey, stored
 
@@ -18,6 +18,7 @@ FULL = Caller(
     budget=Budget(5, TOKENS, Per.DAY, 0.5),
     default_model="a",
     expires_at=NOW + 2 * HOUR,
+    delivery=DeliveryDefaults(0, 4096, compress=False),
 )
 
 

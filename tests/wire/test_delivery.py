@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxyd.config.schema import Delivery as Written
 from proxyd.errors import ProxyError
+from proxyd.model import DeliveryDefaults
 from proxyd.wire._pb import chat_pb2 as pb
-from proxyd.wire.delivery import MAX_HELD, Delivery, from_header, from_members, from_message
+from proxyd.wire.delivery import MAX_HELD, Delivery, combined, from_header, from_members, from_message, with_defaults
 from tests.wire.pb_samples import status_of
 
 
@@ -61,6 +63,34 @@ def test_a_header_that_makes_no_sense_is_refused(header: str) -> None:
 def test_members_that_make_no_sense_are_refused(members: object) -> None:
     with pytest.raises(ProxyError):
         from_members(members)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_the_requests_word_comes_first_then_the_keys_then_the_routes_then_everybodys(count) -> None:
+    """Whoever of them says nothing is passed over: here, `count` of them."""
+    said = [(1, 1, True), (20, 2000, True), (30, 3000, True), (40, 4000, True)]
+    heard = [None] * count + said[count:]
+    own = Delivery() if count else Delivery(1, 1, compress=True)
+    key, route, rest = ((each or (None, None, None)) for each in heard[1:])
+    written = [Written(max_delay_ms=delay, max_bytes=most, compress=compress) for delay, most, compress in (route, rest)]
+    told = with_defaults(own, combined(DeliveryDefaults(*key), *written))
+    assert (told.max_delay_ms, told.max_bytes, told.compress) == said[count]
+
+
+@pytest.mark.parametrize(
+    ("key", "route", "rest", "expected"),
+    [
+        (None, None, None, True),  # as the request asked
+        (True, False, True, False),  # its lengths must tell nothing
+        (False, True, True, False),
+        (None, True, False, True),
+        (None, None, False, False),
+        (True, None, False, True),
+    ],
+)
+def test_who_never_compresses_is_heard_a_route_above_all(key, route, rest, expected) -> None:
+    default = combined(DeliveryDefaults(compress=key), Written(compress=route), Written(compress=rest))
+    assert with_defaults(Delivery(compress=True), default).compress is expected
 
 
 @given(st.text(max_size=60))
