@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 # Tests import one another's tools as `tests.…`, whether pytest was started as a module or as a command.
@@ -17,6 +18,10 @@ from tests.process import Daemon, settings  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# No test is timed: on a busy machine Hypothesis's 200 ms for an example fail what is sound.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
