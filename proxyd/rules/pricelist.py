@@ -29,6 +29,8 @@ REMEMBERED = 1024
 PERIOD = 900
 """Seconds that a quote is good for: some prices depend on the time of day."""
 MAX_NAME = 256
+_PUBLIC = re.compile(r"[a-z]+://[^/:]+\.[a-z]", re.IGNORECASE)
+"""An address that a provider may have: a name with a dot. At `localhost`, `ollama` or 192.168.0.7 the list is not even read."""
 _TROUBLE = (ImportError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 
 # Which keys of the list are which rates; where the list tells text apart from sound, text is what is not sound.
@@ -76,7 +78,9 @@ class PriceList:
             return True, None
         place = (address, model, service_tier, at_us // (PERIOD * 1_000_000))
         quote = self._quotes.get(place, _UNASKED)
-        return (False, None) if quote is _UNASKED else (True, quote)
+        if quote is not _UNASKED:
+            return True, quote
+        return _PUBLIC.match(address) is None, None
 
     def find(self, address: str | None, model: str, service_tier: str | None, at_us: int) -> Quote | None:
         """Look up what a model costs at an address (a base URL) and a moment; None where the list does not know. Never fails."""

@@ -123,3 +123,17 @@ def test_without_the_extra_nothing_is_known_and_nothing_fails(monkeypatch: pytes
     own = PriceList()
     assert own.remembered(OPENAI, "gpt-4o", None, NOW) == (True, None)
     assert own.find(OPENAI, "gpt-4o", None, NOW) is None
+
+
+def test_for_machines_of_ones_own_the_list_is_not_even_read() -> None:
+    """Whoever has only an Ollama needs neither its 25 MB nor the third of a second that reading takes before the first call."""
+    own = PriceList()
+    for address in (
+        "http://127.0.0.1:11434/v1",
+        "http://localhost:11434",
+        "http://ollama:11434",
+        "http://192.168.0.7:8000/v1",
+        "http://[fd00::1]:80",
+    ):
+        assert own.remembered(address, "gpt-4o", None, NOW) == (True, None)
+    assert own.remembered("https://api.openai.com/v1", "gpt-4o", None, NOW) == (False, None)
