@@ -208,15 +208,19 @@ def _tool(tool: chat_pb2.Tool) -> bytes:
         return value(tool.other_json, "tools.other_json")
     if kind is None:
         raise refusal("tools", "has an empty tool")
-    function = tool.function
-    inner = {"name": _DUMP(function.name)}
-    if function.description:
-        inner["description"] = _DUMP(function.description)
-    if function.parameters_json:
-        inner["parameters"] = value(function.parameters_json, "tools.function.parameters_json")
-    if function.HasField("strict"):
-        inner["strict"] = _bool(function.strict)
-    return write({"type": b'"function"', "function": write(inner)})
+    return write({"type": b'"function"', "function": _described(tool.function, "parameters", "tools.function.")})
+
+
+def _described(what: chat_pb2.FunctionTool | chat_pb2.JsonSchema, member: str, param: str) -> bytes:
+    """Write what a function and a format have alike: a name, a description, a JSON schema as `member`, and how strictly it holds."""
+    inner = {"name": _DUMP(what.name)}
+    if what.description:
+        inner["description"] = _DUMP(what.description)
+    if schema := getattr(what, f"{member}_json"):
+        inner[member] = value(schema, f"{param}{member}_json")
+    if what.HasField("strict"):
+        inner["strict"] = _bool(what.strict)
+    return write(inner)
 
 
 def _choice(choice: chat_pb2.ToolChoice) -> bytes:
@@ -238,15 +242,7 @@ def _format(form: chat_pb2.ResponseFormat) -> bytes:
         return write({"type": _DUMP(kind)})
     if kind is None:
         raise refusal("response_format", "is empty")
-    schema = form.json_schema
-    inner = {"name": _DUMP(schema.name)}
-    if schema.description:
-        inner["description"] = _DUMP(schema.description)
-    if schema.schema_json:
-        inner["schema"] = value(schema.schema_json, "response_format.json_schema.schema_json")
-    if schema.HasField("strict"):
-        inner["strict"] = _bool(schema.strict)
-    return write({"type": b'"json_schema"', "json_schema": write(inner)})
+    return write({"type": b'"json_schema"', "json_schema": _described(form.json_schema, "schema", "response_format.json_schema.")})
 
 
 def _bool(flag: bool) -> bytes:  # noqa: FBT001 - a value to write, not a switch

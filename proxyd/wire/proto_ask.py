@@ -152,14 +152,18 @@ def _set_tools(request: Any, _name: str, raw: bytes, _way: Way) -> None:
 def _function_tool(function: chat_pb2.FunctionTool, entry: Members) -> None:
     if entry.keys() != {"type", "function"} or string(entry["type"]) != "function":
         raise Misfit
-    inner = open_object(entry["function"])
-    function.name = string(inner.pop("name", None))
+    _describe(function, open_object(entry["function"]), "parameters")
+
+
+def _describe(what: chat_pb2.FunctionTool | chat_pb2.JsonSchema, inner: Members, member: str) -> None:
+    """Read what a function and a format have alike: a name, a description, a JSON schema as `member`, and how strictly it holds."""
+    what.name = string(inner.pop("name", None))
     if "description" in inner:
-        function.description = _filled(inner.pop("description"))
-    if "parameters" in inner:
-        function.parameters_json = as_text(inner.pop("parameters"))
+        what.description = _filled(inner.pop("description"))
+    if member in inner:
+        setattr(what, f"{member}_json", as_text(inner.pop(member)))
     if "strict" in inner:
-        _set_bool(function, "strict", inner.pop("strict"), Way(binary=False))
+        _set_bool(what, "strict", inner.pop("strict"), Way(binary=False))
     if inner:
         raise Misfit
 
@@ -201,16 +205,7 @@ def _set_format(request: Any, _name: str, raw: bytes, _way: Way) -> None:
 def _schema_format(schema: chat_pb2.JsonSchema, kind: str, entry: Members) -> None:
     if kind != "json_schema" or entry.keys() != {"type", "json_schema"}:
         raise Misfit
-    inner = open_object(entry["json_schema"])
-    schema.name = string(inner.pop("name", None))
-    if "description" in inner:
-        schema.description = _filled(inner.pop("description"))
-    if "schema" in inner:
-        schema.schema_json = as_text(inner.pop("schema"))
-    if "strict" in inner:
-        _set_bool(schema, "strict", inner.pop("strict"), Way(binary=False))
-    if inner:
-        raise Misfit
+    _describe(schema, open_object(entry["json_schema"]), "schema")
 
 
 _SETTERS: dict[str, _Setter] = {
