@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from proxyd.client import Client
-    from proxyd.client.blocking import Answer
+    from proxyd.client.turn import Answer
 
 HELP = "Talk to a model through a running proxyd: a conversation that the server remembers, one sentence a turn, over protobuf."
 EXAMPLES = """
@@ -78,7 +78,7 @@ def _lines() -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: Answer[Iterator[str]]) -> str:
     """What crossed the wire, without HTTP's own heads, and what it would have been as events."""
     tokens = answer.usage.completion_tokens if answer.usage is not None else 0
     events = f"; {tokens} tokens as OpenAI's events: about {tokens * EVENT_BYTES:,} bytes" if tokens else ""

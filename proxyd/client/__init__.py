@@ -18,6 +18,6 @@ turn sends one sentence. Every request has a random handle: repeated after a cut
 
 from proxyd.client.aio import AsyncClient
 from proxyd.client.blocking import Client
-from proxyd.client.turn import Failure, Settings
+from proxyd.client.turn import Answer, Failure, Settings
 
-__all__ = ["AsyncClient", "Client", "Failure", "Settings"]
+__all__ = ["Answer", "AsyncClient", "Client", "Failure", "Settings"]

@@ -8,29 +8,13 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from yarl import URL
 
-from proxyd.client.turn import Failure, Prompt, Request, Settings, Transcript, Turn, request
+from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 _BROKEN = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
 _NEEDLESS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-
-
-class AsyncAnswer:
-    """An answer as it comes: `async for` over its text. After that: `turn.finish_reason`, `turn.usage`, `turn.tool_calls`."""
-
-    def __init__(self, turn: Turn, pieces: AsyncIterator[str]) -> None:
-        self.turn = turn
-        self._pieces = pieces
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self._pieces
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return self.turn.text
 
 
 class AsyncClient:
@@ -57,17 +41,17 @@ class AsyncClient:
             await self._session.close()
             self._session = None
 
-    def stream(self, prompt: Prompt) -> AsyncAnswer:
+    def stream(self, prompt: Prompt) -> Answer[AsyncIterator[str]]:
         """Ask, and give the answer as it comes; nothing is sent before it is iterated. Raises Failure while iterating."""
         turn = Turn(request(prompt, self.settings.model, stream=True), self.settings)
-        return AsyncAnswer(turn, self._pieces(turn))
+        return Answer(turn, self._pieces(turn))
 
-    async def ask(self, prompt: Prompt) -> Turn:
+    async def ask(self, prompt: Prompt) -> Answer[AsyncIterator[str]]:
         """Ask, wait, and give the whole answer, in the fewest bytes. Raises Failure."""
         turn = Turn(request(prompt, self.settings.model, stream=False), self.settings)
         async for _ in self._pieces(turn):
             pass
-        return turn
+        return Answer(turn, _said(turn.text))
 
     def chat(self, system: str = "", *, model: str = "") -> AsyncChat:
         """Begin a conversation, which the server keeps."""
@@ -109,13 +93,13 @@ class AsyncChat:
         self._client = client
         self.transcript = transcript
 
-    def send(self, question: str) -> AsyncAnswer:
+    def send(self, question: str) -> Answer[AsyncIterator[str]]:
         """Take a turn; the answer has to be read to its end before the next. Raises Failure while iterating."""
         answer = self._client.stream(self.transcript.ask(question, whole=False))
-        answer._pieces = self._turn(question, answer)  # noqa: SLF001 - the two are one
+        answer.pieces = self._turn(question, answer)
         return answer
 
-    async def _turn(self, question: str, answer: AsyncAnswer) -> AsyncIterator[str]:
+    async def _turn(self, question: str, answer: Answer[AsyncIterator[str]]) -> AsyncIterator[str]:
         try:
             async for text in self._client._pieces(answer.turn):  # noqa: SLF001
                 yield text
@@ -126,3 +110,7 @@ class AsyncChat:
             async for text in self._client._pieces(answer.turn):  # noqa: SLF001
                 yield text
         self.transcript.answered(question, answer.turn)
+
+
+async def _said(text: str) -> AsyncIterator[str]:
+    yield text

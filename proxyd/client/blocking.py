@@ -6,65 +6,12 @@ import http.client
 import time
 from typing import TYPE_CHECKING, Self
 
-from proxyd.client.turn import Failure, Prompt, Request, Settings, Transcript, Turn, request
+from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxyd.wire._pb import chat_pb2
-
 _BROKEN = (OSError, http.client.HTTPException)
-
-
-class Answer:
-    """An answer as it comes: iterate over its text. After that: `text`, `finish_reason`, `usage`, `tool_calls`, `reasoning`."""
-
-    def __init__(self, turn: Turn, pieces: Iterator[str]) -> None:
-        self._turn = turn
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return self._turn.text
-
-    @property
-    def reasoning(self) -> str:
-        """The reasoning that has come so far."""
-        return self._turn.reasoning
-
-    @property
-    def finish_reason(self) -> str | None:
-        """OpenAI's word for how it ended; None before."""
-        return self._turn.finish_reason
-
-    @property
-    def usage(self) -> chat_pb2.Usage | None:
-        """Token counts, at the end."""
-        return self._turn.usage
-
-    @property
-    def sent(self) -> int:
-        """Bytes of bodies that went up."""
-        return self._turn.sent
-
-    @property
-    def came(self) -> int:
-        """Bytes of bodies that came down."""
-        return self._turn.came
-
-    @property
-    def frames(self) -> int:
-        """Frames that have come, keep-alives included."""
-        return self._turn.received
-
-    @property
-    def tool_calls(self) -> list[chat_pb2.ToolCall]:
-        """The calls that the model asks for."""
-        return [self._turn.tool_calls[index] for index in sorted(self._turn.tool_calls)]
 
 
 class Client:
@@ -88,12 +35,12 @@ class Client:
             self._connection.close()
             self._connection = None
 
-    def stream(self, prompt: Prompt) -> Answer:
+    def stream(self, prompt: Prompt) -> Answer[Iterator[str]]:
         """Ask, and give the answer as it comes; nothing is sent before it is iterated. Raises Failure while iterating."""
         turn = Turn(request(prompt, self.settings.model, stream=True), self.settings)
         return Answer(turn, self._pieces(turn))
 
-    def ask(self, prompt: Prompt) -> Answer:
+    def ask(self, prompt: Prompt) -> Answer[Iterator[str]]:
         """Ask, wait, and give the whole answer, in the fewest bytes. Raises Failure."""
         turn = Turn(request(prompt, self.settings.model, stream=False), self.settings)
         for _ in self._pieces(turn):
@@ -148,19 +95,19 @@ class Chat:
         self._client = client
         self.transcript = transcript
 
-    def send(self, question: str) -> Answer:
+    def send(self, question: str) -> Answer[Iterator[str]]:
         """Take a turn; the answer has to be read to its end before the next. Raises Failure while iterating."""
         answer = self._client.stream(self.transcript.ask(question, whole=False))
-        answer._pieces = self._turn(question, answer)  # noqa: SLF001 - the two are one
+        answer.pieces = self._turn(question, answer)
         return answer
 
-    def _turn(self, question: str, answer: Answer) -> Iterator[str]:
-        client, turn = self._client, answer._turn  # noqa: SLF001
+    def _turn(self, question: str, answer: Answer[Iterator[str]]) -> Iterator[str]:
+        client, turn = self._client, answer.turn
         try:
             yield from client._pieces(turn)  # noqa: SLF001
         except Failure as failure:
             if failure.code != "conversation_not_found" or turn.received:
                 raise
-            turn = answer._turn = Turn(self.transcript.ask(question, whole=True), client.settings)  # noqa: SLF001
+            turn = answer.turn = Turn(self.transcript.ask(question, whole=True), client.settings)
             yield from client._pieces(turn)  # noqa: SLF001
         self.transcript.answered(question, turn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from proxyd.errors import ProxyError
@@ -16,6 +17,9 @@ from proxyd.wire.proto import name_text
 from proxyd.wire.proto_frames import FrameReader
 from proxyd.wire.proto_reply import finish_text
 from proxyd.wire.proto_scan import parse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 CHAT = "/v1/chat/completions.pb"
 MAX_ANSWER = 64 * 1024 * 1024
@@ -189,6 +193,65 @@ class Turn:
         self.reasoning += frame.reasoning
         self.text += frame.content
         return frame.content
+
+
+P = TypeVar("P")
+
+
+class Answer(Generic[P]):
+    """An answer as it comes: iterate over its text, with `async for` where the client is `AsyncClient`; the rest is known after that."""
+
+    __slots__ = ("pieces", "turn")
+
+    def __init__(self, turn: Turn, pieces: P) -> None:
+        self.turn = turn
+        self.pieces = pieces
+
+    def __iter__(self: Answer[Iterator[str]]) -> Iterator[str]:
+        return self.pieces
+
+    def __aiter__(self: Answer[AsyncIterator[str]]) -> AsyncIterator[str]:
+        return self.pieces
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self.turn.text
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning that has come so far."""
+        return self.turn.reasoning
+
+    @property
+    def finish_reason(self) -> str | None:
+        """OpenAI's word for how it ended; None before."""
+        return self.turn.finish_reason
+
+    @property
+    def usage(self) -> chat_pb2.Usage | None:
+        """Token counts, at the end."""
+        return self.turn.usage
+
+    @property
+    def tool_calls(self) -> list[chat_pb2.ToolCall]:
+        """The calls that the model asks for."""
+        return [self.turn.tool_calls[index] for index in sorted(self.turn.tool_calls)]
+
+    @property
+    def sent(self) -> int:
+        """Bytes of bodies that went up."""
+        return self.turn.sent
+
+    @property
+    def came(self) -> int:
+        """Bytes of bodies that came down."""
+        return self.turn.came
+
+    @property
+    def frames(self) -> int:
+        """Frames that have come, keep-alives included."""
+        return self.turn.received
 
 
 class Transcript:

@@ -96,7 +96,7 @@ def talk(kind: str, script: Script, act: str, *arguments: str) -> tuple[list[str
             if kind == "blocking":
                 with Client(settings, sleep=lambda _: None) as client:
                     answer = getattr(client, act)(*arguments)
-                    return list(answer), answer._turn
+                    return list(answer), answer.turn
             return asyncio.run(talk_async(settings, act, arguments))
         finally:
             server.shutdown()
@@ -108,10 +108,7 @@ async def no_sleep(_: float) -> None:
 
 async def talk_async(settings: Settings, act: str, arguments: tuple[str, ...]) -> tuple[list[str], object]:
     async with AsyncClient(settings, sleep=no_sleep) as client:
-        if act == "ask":
-            turn = await client.ask(*arguments)
-            return [turn.text], turn
-        answer = getattr(client, act)(*arguments)
+        answer = await client.ask(*arguments) if act == "ask" else getattr(client, act)(*arguments)
         return [text async for text in answer], answer.turn
 
 
