@@ -15,6 +15,7 @@ from proxyd.config.load import examine_file
 from proxyd.config.mistakes import ConfigError
 from proxyd.daemon import boot
 from proxyd.daemon.tls import load
+from proxyd.daemon.warm import warm
 from proxyd.daemon.watch import look
 from proxyd.flow.runtime import Reloaded
 
@@ -118,6 +119,7 @@ class Reloader:
         storage = fresh.config.storage
         runtime.database.configure(storage.durability, storage.on_failure)
         boot.know(runtime)
+        runtime.spawn(warm(runtime))
 
     def _tell(self, outcome: Reloaded, cause: str) -> None:
         runtime = self.runtime

@@ -19,6 +19,7 @@ from proxyd.daemon.listen import address_of, open_port
 from proxyd.daemon.reload import Reloader
 from proxyd.daemon.systemd import Notifier, listen_fds, watchdog_interval
 from proxyd.daemon.tls import Certificate, load
+from proxyd.daemon.warm import warm
 from proxyd.daemon.watch import look, watch
 from proxyd.flow.probes import probe
 from proxyd.web.app import App
@@ -121,6 +122,7 @@ class Daemon:
             await self._close()
             raise
         self._notifier.ready(f"listening on {self.url}")
+        self._runtime.spawn(warm(self._runtime))
 
     @staticmethod
     def settle_memory() -> None:

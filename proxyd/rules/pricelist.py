@@ -42,6 +42,8 @@ _KEYS = {
     "audio_input": ("input_audio_mtok",),
     "audio_output": ("output_audio_mtok",),
 }
+_OWN = re.compile(r"https?://(?:\[|[0-9.]+(?:[:/]|$)|[^./:]+(?:[:/]|$))")
+"""Addresses that are no provider's: numbers, and names without a domain. For them the list need not be there at all."""
 _ALSO = ("requests_kcount",)
 """Charged for every request, beside its tokens: a price that has it cannot be told from tokens alone."""
 
@@ -64,17 +66,19 @@ class PriceList:
         self.trouble = ""
         """Why the list could not be read, where it could not."""
 
-    def load(self) -> None:
-        """Read the list: a third of a second, 25 MB. Off the event loop; again and again does nothing. Raises ImportError."""
+    def load(self) -> bool:
+        """Read the list: a third of a second, 25 MB. Off the event loop; again and again does nothing, and says so. Raises ImportError."""
         with self._lock:
-            if self._providers is None and not self.missing:
+            due = self._providers is None and not self.missing
+            if due:
                 snapshot = importlib.import_module(f"{PACKAGE}.data_snapshot").get_snapshot()
                 self._source = f"genai-prices {metadata.version('genai-prices')}"
                 self._providers = list(snapshot.providers)
+            return due
 
     def remembered(self, address: str | None, model: str, service_tier: str | None, at_us: int) -> tuple[bool, Quote | None]:
         """Say whether the answer is at hand, and the answer; if not, `find` has it, off the event loop."""
-        if self.missing or not address or len(model) > MAX_NAME:
+        if self.missing or not address or len(model) > MAX_NAME or _OWN.match(address):
             return True, None
         place = (address, model, service_tier, at_us // (PERIOD * 1_000_000))
         quote = self._quotes.get(place, _UNASKED)
@@ -115,6 +119,13 @@ class PriceList:
         prices = found.get_prices(when, {"service_tier": service_tier} if service_tier else None)
         price = _price(vars(prices))
         return None if price is None else quoted(price, self._source)
+
+
+def may_ask(config: Config) -> bool:
+    """Whether a route's cost will have to be looked up."""
+    targets = (target for route in config.models.values() if route.price is None for target in route.upstreams)
+    addresses = {config.upstreams[target.upstream].base_url for target in targets}
+    return any(address is not None and not _OWN.match(address) for address in addresses)
 
 
 def unpriced(config: Config, prices: PriceList, at_us: int) -> Iterator[tuple[str, str]]:

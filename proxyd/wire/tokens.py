@@ -126,6 +126,12 @@ class Tokenizers:
             source = Source.COUNTED  # token arrays were counted by whoever made them
         return count + parts.tokens, Source.ESTIMATED if parts.guessed else source
 
+    def load(self, model: str) -> bool:
+        """Have the tokenizer of a model ready before it is needed; whether there was anything to load. Blocking."""
+        name, _ = encoding_for(model)
+        loaded = name in self._loaded
+        return self._encoding(name) is not None and not loaded
+
     def _count_all(self, texts: list[str], model: str) -> tuple[int, Source]:
         name, exact = encoding_for(model)
         size = sum(map(len, texts))
