@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.crash import Crashes, library
+from tests.powercuts import Session
 
 
 async def test_what_a_client_saw_whole_is_in_the_ledger_once_through_kill_9(tmp_path, origin):
@@ -39,3 +40,13 @@ async def test_the_power_cut_can_be_seen_to_bite(tmp_path, origin):
     tally = crashes.finish()
     assert tally.missing > 0, tally.line()
     assert not tally.corrupt
+
+
+@pytest.mark.parametrize("place", [60, 125, 150, 175])
+async def test_wherever_the_power_goes_what_was_told_is_there_once(tmp_path, origin, place):
+    """The making of the database, a claim, a stream, a replay; `bench/crash.py --places` leaves out none."""
+    if (preload := library(tmp_path)) is None:
+        pytest.skip("no C compiler")
+    found = await Session(tmp_path, origin, preload).cut(place)
+    assert found.struck
+    assert found.wrong == []
