@@ -1,7 +1,7 @@
 """The commands: one table, one file a command, imported when it is used.
 
 A command's file has HELP (what it does), EXAMPLES (lines to copy), `arguments(parser)` and `run(args) -> int`. It raises
-Failed, ConfigError or OSError for what went wrong; the frame says it on one line of standard error and exits 1.
+Failed, ConfigError or OSError for what went wrong; the frame says it on one line of standard error and exits 1, or 2 for WrongUsage.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Failed(Exception):  # noqa: N818 - it is the outcome of a command
     """A command could not do its work; the message is one line for a person, without a final stop."""
 
 
+class WrongUsage(Failed):
+    """What was asked for cannot be meant: a value that an option does not take."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed (said on stderr), 2 wrong usage. Never a traceback.
 
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PROXYD_DEBUG"):
             raise
         sys.stderr.write(f"proxyd: {_one_line(error)}\n")
-        code = FAILED
+        code = WRONG_USAGE if isinstance(error, WrongUsage) else FAILED
     return code
 
 

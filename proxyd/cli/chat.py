@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from proxyd.cli import CONFIG_PLACES, Failed
+from proxyd.cli import CONFIG_PLACES, Failed, WrongUsage
 
 if TYPE_CHECKING:
     import argparse
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     except Failure as failure:
         raise Failed(f"{settings.url}: {failure}") from None
     except ValueError as error:
-        raise Failed(str(error)) from None
+        raise WrongUsage(str(error)) from None
     return 0
 
 

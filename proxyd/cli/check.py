@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxyd.cli import config_path, counted
+from proxyd.cli import DONE, Failed, config_path, counted
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the file and say so. Returns 1 if it must not be served."""
+    """Check the file and say so. Raises Failed if it must not be served."""
     path = config_path(args, os.environ)
     loaded: Loaded | None = None
     mistakes: tuple[Mistake, ...] = ()
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         _github(mistakes, warnings)
     else:
         _text(str(path), loaded, mistakes, warnings)
-    return 1 if mistakes else 0
+    if mistakes:
+        raise Failed(f"{plain(path)} has {counted(len(mistakes), 'mistake')}")
+    return DONE
 
 
 def reasons(path: Path, config: Config) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, Failed, place
+from proxyd.cli import DONE, FAILED, Failed, WrongUsage, place
 from proxyd.cli.output import GREEN, RED, add_format, paint, plain
 from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
@@ -99,7 +99,7 @@ def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
     if args.older_than is not None:
         before = replace(before, usage=since_us(args.older_than, now, "--older-than"))
     if before.usage is not None and before.usage > now:
-        raise Failed(f"--older-than {plain(args.older_than)} is still to come: that would delete every row")
+        raise WrongUsage(f"--older-than {plain(args.older_than)} is still to come: that would delete every row")
     asked: dict[str, object] = {} if before.usage is None else {"before_us": before.usage}
 
     async def alone(database: Database) -> dict[str, int]:

@@ -39,8 +39,16 @@ models:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's own options."""
-    parser.add_argument("--port", type=int, help=f"the clients' port ({PORT}, or any free one if that is taken)")
+    parser.add_argument("--port", type=port, help=f"the clients' port ({PORT}, or any free one if that is taken)")
     parser.add_argument("--once", action="store_true", help="stop after the first chat")
+
+
+def port(text: str) -> int:
+    """Read the number of a TCP port; 0 is any. Raises ValueError."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError(text)
+    return number
 
 
 def run(args: argparse.Namespace) -> int:

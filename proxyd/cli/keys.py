@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from proxyd.cli import DONE, Failed, config_path, ops, output
+from proxyd.cli import DONE, Failed, WrongUsage, config_path, ops, output
 from proxyd.clock import Clock
 from proxyd.config import units
 from proxyd.config.load import load_file
@@ -97,7 +97,7 @@ def _create(desk: _Desk, args: argparse.Namespace) -> int:
     try:
         caller = new_key.caller(wish, now_us)
     except new_key.WishError as error:
-        raise Failed(str(error)) from error
+        raise WrongUsage(str(error)) from error
     if any(key.name == caller.name for key in desk.file_keys):
         raise Failed(f"{caller.name!r} has a key in the configuration; take another name")
 
@@ -122,9 +122,9 @@ def _rotate(desk: _Desk, args: argparse.Namespace) -> int:
     try:
         grace = units.duration(args.grace)
     except ValueError as error:
-        raise Failed(f"--grace: {args.grace!r} {error}") from None
+        raise WrongUsage(f"--grace: {args.grace!r} {error}") from None
     if grace > _YEAR:
-        raise Failed("--grace: at most a year")
+        raise WrongUsage("--grace: at most a year")
 
     async def here(keyring: Keyring) -> Any:
         secret, key = await keyring.rotate(_known(args.name), grace)
@@ -240,7 +240,7 @@ def _known(name: str) -> str:
     try:
         return new_key.name(name)
     except new_key.WishError as error:
-        raise Failed(str(error)) from error
+        raise WrongUsage(str(error)) from error
 
 
 def _say(text: str) -> None:

@@ -26,8 +26,16 @@ proxyd reload --format json | jq '.waiting'"""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Take an address and a format."""
-    parser.add_argument("--ops", metavar="ADDRESS", help="the daemon's ops port; default: ops.listen of the file")
+    parser.add_argument("--ops", metavar="ADDRESS", type=address, help="the daemon's ops port; default: ops.listen of the file")
     add_format(parser, ("text", "json"))
+
+
+def address(text: str) -> str:
+    """Read where a daemon may listen. Raises ValueError."""
+    from proxyd.config.address import parse_address  # noqa: PLC0415 - `proxyd --help` reads no YAML
+
+    parse_address(text)
+    return text
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import tty
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from proxyd.cli import DONE, Failed, config_path, ops
+from proxyd.cli import DONE, Failed, WrongUsage, config_path, ops
 from proxyd.cli.output import BOLD, DIM, GREEN, RED, YELLOW, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import look_into
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Show. Raises Failed where no daemon answers at first; later it is waited for."""
     config = look_into(config_path(args, os.environ), os.environ)
     if args.format == "json" and not args.once:
-        raise Failed("--format json needs --once: a live view is for people")
+        raise WrongUsage("--format json needs --once: a live view is for people")
     first = ops.ask(config, "GET", "/state")
     if args.once or not sys.stdout.isatty() or os.environ.get("TERM") in {None, "", "dumb"}:
         if args.format == "json":

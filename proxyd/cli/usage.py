@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, Failed, output, place
+from proxyd.cli import DONE, Failed, WrongUsage, output, place
 from proxyd.clock import Clock
 from proxyd.config.units import since
 from proxyd.daemon.boot import quotes
@@ -94,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def since_us(text: str, now_us: int, option: str = "--since") -> int | None:
-    """Read a moment of the past as `units.since` does. Raises Failed, naming the option."""
+    """Read a moment of the past as `units.since` does. Raises WrongUsage, naming the option."""
     try:
         return since(text, now_us)
     except ValueError:
-        raise Failed(f"{option} {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
+        raise WrongUsage(f"{option} {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
 
 
 def _reprice(config: Config, path: Path, begin: int, *, missing: bool) -> None:

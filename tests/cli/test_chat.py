@@ -38,11 +38,11 @@ def test_a_conversation_line_by_line(daemon, origin):
 
 def test_what_goes_wrong_is_one_line(daemon, origin):
     origin.on("m", whole(b'{"error":{"message":"No.","type":"x","param":null,"code":"no"}}', status=400))
-    for arguments, told in (
-        (("m", "a", "--url", daemon.url), "No."),
-        (("m", "a", "--url", daemon.url, "--key", "wrong-key-wrong-key"), "The API key is not valid here."),
-        (("m", "a", "--url", "ftp://x"), "URL"),
+    for arguments, code, told in (
+        (("m", "a", "--url", daemon.url), 1, "No."),
+        (("m", "a", "--url", daemon.url, "--key", "wrong-key-wrong-key"), 1, "The API key is not valid here."),
+        (("m", "a", "--url", "ftp://x"), 2, "URL"),
     ):
         done = chat(daemon, *arguments)
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "" if told == "URL" else done.stdout, 1), done.stderr
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "" if code == 2 else done.stdout, 1), done.stderr
         assert told in done.stderr

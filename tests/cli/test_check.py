@@ -36,7 +36,7 @@ def test_every_mistake_is_a_line(check):
             "config.yaml:1:23: 'ecko' is not one of openai, azure, ollama, huggingface, echo; did you mean 'echo'?\n"
             "config.yaml:2:13: no upstream is called 'b'\n"
         ),
-        "",
+        "proxyd: config.yaml has 2 mistakes\n",
     )
 
 
@@ -47,9 +47,10 @@ def test_a_warning_is_no_failure(check):
 
 
 def test_what_serve_would_refuse_is_a_failure(check):
-    code, out, _ = check(GOOD + "environment: production\n")
+    code, out, err = check(GOOD + "environment: production\n")
     assert code == 1
     assert out.startswith("config.yaml:1:1: serve refuses to start: environment production needs a key: name one under auth.keys")
+    assert err == "proxyd: config.yaml has 1 mistake\n"
 
 
 def test_programs_get_json(check):

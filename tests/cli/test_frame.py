@@ -100,6 +100,32 @@ def test_wrong_usage_is_one_line_and_exits_2(command, capsys, argv, line):
     assert capsys.readouterr() == ("", line)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("reload", "--ops", "garbage"),
+        ("reload", "--ops", "127.0.0.1:99999"),
+        ("demo", "--port", "99999"),
+        ("demo", "--port", "-1"),
+        ("keys", "create", "a b"),
+        ("keys", "create", "x", "--budget", "20/week"),
+        ("keys", "rotate", "x", "--grace", "long"),
+        ("chat", "m", "--url", "ftp://x"),
+        ("usage", "--since", "yesterday"),
+        ("db", "prune", "--older-than", "x"),
+        ("top", "--interval", "0"),
+    ],
+)
+def test_a_value_that_an_option_does_not_take_is_wrong_usage(tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("ops: {listen: off}\nupstreams: {echo: {kind: echo}}\nmodels: {echo: echo}\n")
+    Path("proxyd.db").touch()
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "unexpected" not in err
+
+
 def test_without_a_command_the_help_is_on_stderr(capsys):
     assert cli.main([]) == 2
     out, err = capsys.readouterr()

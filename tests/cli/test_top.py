@@ -191,7 +191,7 @@ def test_without_a_daemon_or_with_a_wrong_wish_it_says_so(tmp_path, monkeypatch,
     )
     assert main(["top"]) == 1
     assert "no daemon answers" in capsys.readouterr().err
-    assert main(["top", "--format", "json"]) == 1
+    assert main(["top", "--format", "json"]) == 2
     assert "needs --once" in capsys.readouterr().err
     for wrong in ("0", "61", "x", "nan"):
         assert main(["top", "--interval", wrong]) == 2

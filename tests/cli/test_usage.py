@@ -105,7 +105,7 @@ def test_a_damaged_database_is_said_in_one_line(folder, capsys):
 
 def test_wrong_options_are_wrong_usage(folder, capsys):
     assert main(["usage", "--by", "colour"]) == 2
-    assert main(["usage", "--since", "yesterday"]) == 1
+    assert main(["usage", "--since", "yesterday"]) == 2
     assert "write 7d, 24h" in capsys.readouterr().err
 
 
