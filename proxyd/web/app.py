@@ -120,7 +120,6 @@ class App:
         self._runtime = runtime
         self._exact = {(row.method, row.path): row for row in endpoints if not row.path.endswith("/")}
         self._below = [row for row in endpoints if row.path.endswith("/")]
-        self._rows = endpoints
 
     def new_id(self) -> str:
         """Make a request id."""
@@ -163,7 +162,8 @@ class App:
         down.reply(204, headers, b"")
 
     def _methods(self, path: str) -> list[str]:
-        return [row.method for row in self._rows if path == row.path or (row.path.endswith("/") and path.startswith(row.path))]
+        exact = [row.method for row in self._exact.values() if row.path == path]
+        return exact + [row.method for row in self._below if path.startswith(row.path) and len(path) > len(row.path)]
 
     def _agree(self, row: Row, down: Downstream) -> None:
         """Agree on the forms of request and answer. Raises ProxyError unsupported_media_type, not_acceptable."""
@@ -208,5 +208,6 @@ class App:
                 return row, unquote(path[len(row.path) :])
         allowed = self._methods(path)
         if allowed:
+            allowed += ["HEAD"] if "GET" in allowed else []
             raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
         raise ProxyError("not_found", "There is nothing at this path. proxyd's endpoints begin with /v1/.")

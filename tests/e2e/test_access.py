@@ -167,12 +167,14 @@ async def test_health_needs_no_key(rig, path):
 async def test_an_unknown_path_is_404(rig):
     refused(await ask(rig.url, "/v1/nothing", chat("small")), 404, "not_found")
     refused(await ask(rig.url, "/", method="GET"), 404, "not_found")
+    refused(await ask(rig.url, "/v1/models/", method="GET"), 404, "not_found")  # the name of no model
 
 
 async def test_a_wrong_method_is_405_and_the_right_one_is_named(rig):
     answer = await ask(rig.url, PATH, method="GET")
     refused(answer, 405, "method_not_allowed")
-    assert "POST" in answer.headers["allow"]
+    assert answer.headers["allow"] == "POST"
+    assert (await ask(rig.url, "/health", b"{}")).headers["allow"] == "GET, HEAD"
 
 
 async def test_the_head_method_has_no_body(rig):
