@@ -104,6 +104,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     """Call one upstream and wait for its first event. Raises ProxyError if it fails before that."""
     ask, model = ex.ask, ex.model
     assert ask is not None  # noqa: S101 - admit has run
+    ex.target = target.upstream
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
     ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
     rename = kinds.traits(spec).rename_max_tokens

@@ -75,8 +75,10 @@ class Exchange:
 
     # set by dispatch
     attempt: int = 0
+    target: str | None = None
+    """The upstream that the running or last attempt went to, by its name in the file."""
     upstream: Upstream | None = None
-    """The settings of the upstream that the running attempt goes to."""
+    """Its settings."""
     ticket: tuple[Health, int] | None = None
     """The running attempt's place at its upstream, until its end is reported there."""
     row: LedgerRow | None = None

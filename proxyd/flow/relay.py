@@ -51,6 +51,9 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
     if not answer.streams and answer.had_error and not down.committed:
         # OpenRouter's 200 that holds only an error: the SDKs would see an answer without choices
         raise in_band(answer.meter.last_error, ex.upstream.api_key if ex.upstream else None)
+    if not (answer.streams or down.committed or answer.finished_whole):
+        # another server's page, say, where a base_url leads astray: no client of these endpoints could read it
+        raise ProxyError("upstream_bad_response", "The upstream's answer is not a JSON document.")
     ex.held = answer.meter.take_held()
     ex.bytes_out = down.prepare(ex.held)
 

@@ -284,9 +284,7 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
         status = ex.error.status
     elif status is None:
         status = ex.broadcast.status or 499 if ex.replayed and ex.broadcast is not None else 499
-    known = (
-        {} if row is None else {"upstream": row.upstream, "usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
-    )
+    known = {} if row is None else {"usage": row.usage, "tokens_source": row.tokens_source, "ttft_ms": row.ttft_ms}
     meter = answer.meter if answer is not None else None
     first = answer.first_at if answer is not None else None
     return Ending(
@@ -299,6 +297,7 @@ def _ending(ex: Exchange, row: LedgerRow | None, at_us: int, now: float) -> Endi
         caller=ex.caller.name if ex.caller is not None else None,
         model=ex.ask.model if ex.ask is not None else None,
         route=ex.route.label if ex.route is not None else None,
+        upstream=ex.target,
         streamed=ex.ask.stream if ex.ask is not None else False,
         error=row.error if row is not None else ex.error.code if ex.error is not None else None if ex.replayed else "client_gone",
         attempts=ex.attempt,

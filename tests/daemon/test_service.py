@@ -258,11 +258,13 @@ async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
 ) -> None:
     origin.on("m", whole(b"{}", status=500), whole(completion("hi")))
     origin.on("gone", stream(delta("one"), Gate()))
+    origin.on("full", whole(b'{"error": "no"}', status=422))
     daemon = start(service(origin))
     assert (await ask(daemon.url, "/metrics", method="GET")).status == 404
     assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
     assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
     assert (await send(daemon.url, raw("POST", PATH, b"{}", {"authorization": ""}))).status == 401
+    assert (await ask(daemon.url, PATH, chat("full"))).status == 422
     leaver = await (await connect(daemon.url)).post(PATH, chat("gone", stream=True))
     await leaver.head()
     await leaver.until(b"one")
@@ -275,9 +277,11 @@ async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
     requests = series(text, "proxyd_requests_total")
     assert requests[label.format(200, "origin")] == 2  # the one that was left, and the one that was retried
     assert requests[label.format(200, "")] == 1
+    assert requests[label.format(422, "origin")] == 1  # it was the last that was tried
     assert requests['endpoint="/v1/chat/completions",model="other",status="401",upstream=""'] == 1
     assert series(text, "proxyd_retries_total") == {'model="*",upstream="origin"': 1}
-    assert series(text, "proxyd_attempts_failed_total") == {'error="upstream_error",upstream="origin"': 1}
+    failed = {f'error="{error}",upstream="origin"': 1 for error in ("upstream_error", "upstream_refused")}
+    assert series(text, "proxyd_attempts_failed_total") == failed
     assert series(text, "proxyd_idempotent_replays_total") == {"": 1}
     assert series(text, "proxyd_client_disconnects_total")['phase="stream"'] == 1
     assert series(text, "proxyd_streams_active") == {"": 0}

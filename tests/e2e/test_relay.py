@@ -145,6 +145,18 @@ async def test_leaving_mid_stream_stops_the_upstream_and_bills_what_was_produced
     assert row["tokens_source"] in ("counted", "estimated")
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("kind", "body"), [("text/html", b"<!doctype html><title>Welcome</title>"), ("application/json", b'{"id":')])
+async def test_a_200_that_is_no_answer_of_this_kind_is_a_bad_gateway(rig, kind, body, streamed):
+    """A base_url that leads to some other server: its page is no completion, and not proxyd's own failure."""
+    model = f"page-{streamed}-{kind}"
+    rig.origin.on(model, whole(body, headers={"content-type": kind}))
+    answer = await ask(rig.url, PATH, chat(model, stream=streamed))
+    assert (answer.status, answer.error()["code"]) == (502, "upstream_bad_response")
+    (row,) = rig.daemon.settled(model)
+    assert (row["state"], row["error"], row["status"]) == ("failed", "upstream_bad_response", 502)
+
+
 async def test_leaving_a_unary_call_stops_the_upstream(rig):
     rig.origin.on("leave-unary", [head(200, {"content-type": "application/json", "content-length": "500"}) + b'{"id":', Ending.HANG])
     visit = await (await Visit.open(rig.url)).post(PATH, chat("leave-unary"))
