@@ -414,6 +414,17 @@ def stream(
     return [*steps, LAST_CHUNK] if ending is Ending.KEEP else [*steps, ending]
 
 
+def flood(first: bytes, more: bytes) -> Script:
+    """An endless answer, as fast as the socket takes it."""
+
+    def play(_: Request) -> Iterator[Step]:
+        yield first
+        while True:
+            yield more
+
+    return play
+
+
 def delta(text: str, *, model: str = "origin-model", finish: str | None = None) -> bytes:
     """One chat completion event with a piece of text."""
     choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}
@@ -444,3 +455,9 @@ def completion(text: str, *, prompt: int = 11, produced: int = 3, finish: str = 
             "usage": {"prompt_tokens": prompt, "completion_tokens": produced, "total_tokens": prompt + produced},
         }
     ).encode()
+
+
+GOOD = [delta("fine"), delta("", finish="stop"), DONE]
+"""The events of a whole answer."""
+SSE = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
+"""The headers of a stream, for who writes its bytes by hand."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
+    from tests.e2e.conftest import Rig
+
+PATH = "/v1/chat/completions"
+
 
 @dataclass(slots=True)
 class Answer:
@@ -201,6 +205,14 @@ async def send(url: str, data: bytes) -> Answer:
 def chat(model: str, **more: object) -> dict[str, object]:
     """A chat request."""
     return {"model": model, "messages": [{"role": "user", "content": "Say something."}], **more}
+
+
+async def begin(rig: Rig, model: str, **more: object) -> Visit:
+    """Start a streamed chat and read its head."""
+    visit = await (await Visit.open(rig.url)).post(PATH, chat(model, stream=True, **more))
+    answer = await visit.head()
+    assert answer.status == 200, await visit.rest()
+    return visit
 
 
 async def happens(moment: threading.Event) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from tests.e2e.client import Visit, ask, chat
+from typing import TYPE_CHECKING
+
+from tests.e2e.client import PATH, Visit, ask, chat
+from tests.e2e.conftest import at
 from tests.origin import DONE, completion, delta, stream, usage_event, whole
 from tests.process import KEY
 
-PATH = "/v1/chat/completions"
+if TYPE_CHECKING:
+    from tests.origin import Origin
+
 OTHER_KEY = "another-key-0123456789abcdef"
 KEYS = {"keys": [{"name": "tester", "key": KEY}, {"name": "other", "key": OTHER_KEY}]}
 OTHER = f"Bearer {OTHER_KEY}"
 MODELS = {"*": {"upstream": "origin", "retry": {"attempts": 1}}}
 EVENTS = [delta("a"), delta("b"), delta("c"), delta("", finish="stop"), usage_event(4, 3), DONE]
+
+
+def served(origin: Origin, **more: object) -> dict[str, object]:
+    """Settings of a daemon with two callers and one origin."""
+    return {"upstreams": {"origin": at(origin)}, "models": MODELS, "auth": KEYS, **more}
 
 
 def answering(streamed, text: str = "a") -> list:

@@ -4,13 +4,11 @@ import asyncio
 
 import pytest
 
-from tests.e2e.client import ask, becomes, chat, happens
+from tests.e2e.client import PATH, ask, becomes, chat, happens
 from tests.e2e.conftest import at, rigged
-from tests.origin import DONE, Gate, Origin, completion, delta, whole
+from tests.origin import Gate, Origin, completion, whole
 
-PATH = "/v1/chat/completions"
 MIB = 1024 * 1024
-GOOD = [delta("fine"), delta("", finish="stop"), DONE]
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.client import Answer, Visit, ask, becomes, chat, happens
+from tests.e2e.client import PATH, Answer, Visit, ask, becomes, chat, happens
 from tests.e2e.conftest import Rig, at, rigged
-from tests.origin import DONE, Ending, Gate, Origin, Request, Script, completion, delta, event, stream, whole
+from tests.origin import DONE, GOOD, Ending, Gate, Origin, Request, Script, completion, delta, event, stream, whole
 
-PATH = "/v1/chat/completions"
 ERROR = {"error": {"message": "Overloaded for now.", "type": "server_error", "param": None, "code": "overloaded"}}
-GOOD = [delta("fine"), delta("", finish="stop"), DONE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,11 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.e2e.client import Visit, ask, becomes, chat, happens
+from tests.e2e.client import PATH, Visit, ask, becomes, begin, chat, happens
 from tests.e2e.conftest import at, rigged
-from tests.origin import DONE, Ending, Origin, chunk, completion, delta, head, stream, whole
+from tests.origin import GOOD, SSE, Ending, Origin, chunk, completion, delta, flood, head, stream, whole
 
-PATH = "/v1/chat/completions"
 MIB = 1024 * 1024
-GOOD = [delta("fine"), delta("", finish="stop"), DONE]
-
-
-async def begin(rig, model: str) -> Visit:
-    """Start a streamed chat and read its head."""
-    visit = await (await Visit.open(rig.url)).post(PATH, chat(model, stream=True))
-    assert (await visit.head()).status == 200
-    return visit
 
 
 # On the way: names, addresses, TLS
@@ -232,7 +223,6 @@ async def test_a_broken_answer_never_looks_whole_and_its_connection_is_not_used_
     assert (await ask(rough.url, PATH, chat(kind))).body == completion("better")
 
 
-SSE = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
 EVENT = chunk(delta("a"))
 STALLED = {
     "in-status-line": ([b"HTTP/1.1 2", Ending.HANG], 504),
@@ -267,17 +257,6 @@ async def test_an_unstreamed_answer_that_stalls_is_a_proper_504(rough):
     rough.origin.on("own-1", [head(200, {**OK, "content-length": "500"}), b'{"id":', Ending.HANG])
     answer = await ask(rough.url, PATH, chat("own-1"))
     assert (answer.status, answer.error()["code"], answer.whole) == (504, "upstream_timeout", True)
-
-
-def flood(first: bytes, more: bytes):
-    """An endless answer, as fast as the socket takes it."""
-
-    def play(_):
-        yield first
-        while True:
-            yield more
-
-    return play
 
 
 FLOODS = {

@@ -10,34 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Visit, becomes, chat, happens
+from tests.e2e.client import PATH, Visit, becomes, begin, chat, happens
 from tests.e2e.conftest import at, rigged
-from tests.origin import DONE, Ending, Gate, chunk, completion, delta, head, stream, whole
+from tests.origin import SSE, Ending, Gate, chunk, completion, delta, flood, head, stream, whole
 
-PATH = "/v1/chat/completions"
 MIB = 1024 * 1024
-GOOD = [delta("fine"), delta("", finish="stop"), DONE]
-
-
-async def begin(rig, model: str) -> Visit:
-    """Start a streamed chat and read its head."""
-    visit = await (await Visit.open(rig.url)).post(PATH, chat(model, stream=True))
-    assert (await visit.head()).status == 200
-    return visit
-
-
-def flood(first: bytes, more: bytes):
-    """An endless answer, as fast as the socket takes it."""
-
-    def play(_):
-        yield first
-        while True:
-            yield more
-
-    return play
-
-
-SSE = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
 
 
 @pytest.fixture(scope="module")

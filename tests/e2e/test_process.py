@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client import Visit, ask, becomes, chat, happens
+from tests.e2e.client import PATH, Visit, ask, becomes, chat, happens
 from tests.e2e.conftest import at, rigged
-from tests.origin import DONE, Ending, Gate, chunk, completion, delta, event, head, stream, whole
+from tests.origin import DONE, SSE, Ending, Gate, chunk, completion, delta, event, head, stream, whole
 from tests.process import Daemon
 
-PATH = "/v1/chat/completions"
 MIB = 1024 * 1024
-SSE = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,12 @@ import re
 
 import pytest
 
-from tests.e2e.client import Visit, ask, becomes, chat, happens
+from tests.e2e.client import PATH, Visit, ask, becomes, begin, chat, happens
 from tests.e2e.conftest import at, rigged
 from tests.origin import DONE, LAST_CHUNK, Ending, Gate, chunk, completion, delta, event, head, stream, usage_event, whole
 
-PATH = "/v1/chat/completions"
 FAILED = {"error": {"message": "Overloaded for now.", "type": "server_error", "param": None, "code": "overloaded"}}
 MIB = 1024 * 1024
-
-
-async def begin(rig, model: str, **more: object) -> Visit:
-    """Start a streamed chat and read its head."""
-    visit = await (await Visit.open(rig.url)).post(PATH, chat(model, stream=True, **more))
-    answer = await visit.head()
-    assert answer.status == 200, await visit.rest()
-    return visit
 
 
 # Order

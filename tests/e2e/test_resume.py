@@ -7,24 +7,22 @@ import asyncio
 import pytest
 
 from tests.e2e.client import Visit, ask, chat, happens, request
-from tests.e2e.conftest import at, rigged
-from tests.e2e.once import EVENTS, KEYS, MODELS, OTHER, PATH, again, answering, begun
+from tests.e2e.conftest import rigged
+from tests.e2e.once import EVENTS, OTHER, PATH, again, answering, begun, served
 from tests.origin import DONE, LAST_CHUNK, Ending, Gate, chunk, completion, delta, head, stream, whole
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory):
     """A daemon with two callers and one origin."""
-    with rigged(
-        tmp_path_factory.mktemp("once"), lambda origin: {"upstreams": {"origin": at(origin)}, "models": MODELS, "auth": KEYS}
-    ) as it:
+    with rigged(tmp_path_factory.mktemp("once"), served) as it:
         yield it
 
 
 @pytest.fixture
 def own(launch, origin):
     """Daemons of one test's own, with settings of its own."""
-    return lambda **more: launch(upstreams={"origin": at(origin)}, models=MODELS, **{"auth": KEYS, **more})
+    return lambda **more: launch(**served(origin, **more))
 
 
 @pytest.mark.parametrize("by", ["id", "key", "preference"])
