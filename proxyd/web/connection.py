@@ -8,9 +8,11 @@ import logging
 import resource
 import socket
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from proxyd.errors import ProxyError
 from proxyd.wire.headers import Fields
@@ -27,10 +29,14 @@ RESERVED_FILES = 64
 UNSENT_BYTES = 128 * 1024
 """Of one connection, that wait in the kernel for a client's window; with the transport's own 64 KiB and what one read brings, the
 256 KiB of a stream that are held at most."""
+MAX_LINE, MAX_HEADERS = 8190, 128
+"""Bytes of a request line or of one header, and headers in a head."""
+_MANY_HEADERS = "Too many headers received"
+"""What aiohttp's parser says then, and no type of its own."""
 LOG_SECONDS = 1.0
 """Between two lines that say that connections are refused: a flood of them must not become a flood of log."""
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+_LAST_WORDS = (
+    b"HTTP/1.1 %d %b\r\nX-Request-Id: %b\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b"
 )
 
@@ -73,7 +79,7 @@ def room() -> int:
 class ClientConnection(web.RequestHandler):
     """One connection from a client."""
 
-    __slots__ = ("_address", "_wire", "asked", "listener", "on_leaving", "steered")
+    __slots__ = ("_address", "_begun", "_wire", "asked", "listener", "on_leaving", "steered")
 
     def __init__(self, listener: Listener, **settings: Any) -> None:
         super().__init__(listener, **settings)
@@ -85,6 +91,8 @@ class ClientConnection(web.RequestHandler):
         """Called at once when the client leaves; the running handler is cancelled a turn of the loop later."""
         self.asked = False
         """A request has come on it."""
+        self._begun = False
+        """What came last was a part of a request's head."""
 
     @property
     def idle(self) -> bool:
@@ -103,11 +111,13 @@ class ClientConnection(web.RequestHandler):
         address = peer[0] if isinstance(peer, tuple) else ""
         listener, limits = self.listener, self.listener.limits()
         if address and listener.per_address[address] >= limits.connections_per_address:
-            listener.refuse(wire, "too many connections from one address", address)
+            told = f"There are {limits.connections_per_address} connections from this address, which is as many as there may be."
+            listener.refuse(wire, "too many connections from one address", address, ProxyError("too_many_connections", told))
             return
         if listener.connected >= room():
             # Here, not by accept: without a descriptor left accept spins (cpython#151615), and running answers starve.
-            listener.refuse(wire, "too few descriptors for more clients: raise LimitNOFILE", address)
+            why = "too few descriptors for more clients: raise LimitNOFILE"
+            listener.refuse(wire, why, address, ProxyError("overloaded", "proxyd has as many connections as it may."))
             return
         self._address, self._wire = address, wire
         listener.per_address[address] += 1
@@ -149,6 +159,19 @@ class ClientConnection(web.RequestHandler):
         if leaving is not None:
             leaving()
 
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        super().data_received(data)
+        self._begun = self.idle
+
+    def _process_keepalive(self) -> None:
+        """The time for a head is over (or for an idle connection, which ends without a word): who has begun one is told why."""
+        due = asyncio.get_running_loop().time() >= self._next_keepalive_close_time
+        if self._begun and due and self.idle and self._wire is not None and not self._force_close:
+            late = ProxyError("request_timeout", "The head of the request took too long to arrive.")
+            self._wire.write(_last_words(late, self.listener.new_id()))
+        super()._process_keepalive()
+
     def pause_writing(self) -> None:
         """The client reads slowly: pause whoever writes."""
         super().pause_writing()
@@ -166,10 +189,12 @@ class ClientConnection(web.RequestHandler):
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - aiohttp's parser quotes the request here; nothing is reflected
+        message: str | None = None,  # aiohttp's parser quotes the request here; nothing is reflected
     ) -> web.StreamResponse:
         """Answer what never reached our handler: a malformed request, or a bug, in OpenAI's shape, then close."""
-        if status == 400:
+        if isinstance(exc, LineTooLong) or message == _MANY_HEADERS:
+            error = ProxyError("headers_too_large", f"A request may have {MAX_HEADERS} headers, none longer than {MAX_LINE} bytes.")
+        elif status == 400:
             error = ProxyError("invalid_request", "The request is not valid HTTP/1.1.")
         else:
             log.error("unhandled error", exc_info=exc)
@@ -185,6 +210,12 @@ class ClientConnection(web.RequestHandler):
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Keep aiohttp's own reports in our log, without a traceback per malformed request."""
         log.error("client connection failed: %s", kw.get("exc_info") or (args[0] if args else "unknown"))
+
+
+def _last_words(error: ProxyError, request_id: str) -> bytes:
+    """An answer that no handler gives; the connection ends with it."""
+    document = error.document()
+    return _LAST_WORDS % (error.status, HTTPStatus(error.status).phrase.encode(), request_id.encode(), len(document), document)
 
 
 REPEATED = 256
@@ -227,6 +258,9 @@ class Listener(web.Server):
             "auto_decompress": False,
             "read_bufsize": 64 * 1024,
             "lingering_time": 2.0,
+            "max_line_size": MAX_LINE,
+            "max_field_size": MAX_LINE,
+            "max_headers": MAX_HEADERS,
         }
 
     def date(self, second: int) -> bytes:
@@ -256,15 +290,14 @@ class Listener(web.Server):
         """Make the protocol of one connection."""
         return ClientConnection(self, loop=asyncio.get_running_loop(), keepalive_timeout=self.limits().header_timeout, **self._settings)
 
-    def refuse(self, transport: asyncio.Transport, why: str, address: str) -> None:
+    def refuse(self, transport: asyncio.Transport, why: str, address: str, error: ProxyError) -> None:
         """Turn a connection away, saying so as far as the kernel still takes it."""
         now = asyncio.get_running_loop().time()
         if now - self._complained >= LOG_SECONDS:
             self._complained = now
             log.warning("connections refused: %s", why, extra={"address": address})
         transport.set_protocol(_Refused())
-        document = ProxyError("overloaded", "proxyd has as many connections as it may.").document()
-        transport.write(_FULL % (len(document), document))
+        transport.write(_last_words(error, self.new_id()))
         transport.close()
 
     def close_idle(self) -> None:

@@ -1,5 +1,6 @@
 """Who may call, what is refused, and how a refusal reads."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -13,7 +14,7 @@ try:
 except ImportError:  # before Python 3.14
     from backports import zstd
 
-from tests.e2e.client import Answer, Visit, ask, chat, request, send
+from tests.e2e.client import Answer, Visit, ask, becomes, chat, request, send
 from tests.e2e.conftest import at, rigged
 from tests.origin import Ending, completion, whole
 from tests.process import KEY, Child, Daemon
@@ -323,12 +324,47 @@ async def test_an_ambiguous_or_oversized_request_is_refused_and_the_connection_c
 
 
 @pytest.mark.parametrize("sent", [b"POST /v1/chat", request("POST", PATH, b'{"mod', {"content-length": "500"})], ids=["head", "body"])
-async def test_a_client_that_never_finishes_its_request_is_let_go(rig, sent):
+async def test_a_client_that_never_finishes_its_request_is_told_so_and_let_go(rig, sent):
     """Slowloris: a head or a body that does not come is waited for, but not for ever."""
     visit = await Visit.open(rig.url)
     await visit.say(sent)
+    answer = await visit.rest()
+    assert (answer.status, answer.error()["code"], answer.headers["connection"]) == (408, "request_timeout", "close")
     await visit.closed_by_peer()
     await visit.leave()
+
+
+async def test_a_kept_connection_that_asks_no_more_ends_without_a_word(rig):
+    visit = await Visit.open(rig.url)
+    await visit.say(request("GET", "/health"))
+    assert (await visit.rest()).status == 200
+    visit.answer, visit._left = None, None
+    with pytest.raises(asyncio.IncompleteReadError) as ended:
+        await visit.head()
+    assert ended.value.partial == b""
+    await visit.leave()
+
+
+@pytest.mark.parametrize(
+    "own", [{"x-long": "a" * 9000}, {f"x-{number}": "a" for number in range(200)}, {"authorization": f"Bearer {'a' * 20000}"}]
+)
+async def test_a_head_that_is_too_long_is_told_so(rig, own):
+    """A token of some issuers is longer than that: who sends it must not search the fault in HTTP."""
+    answer = await send(rig.url, request("GET", "/v1/models", headers=own))
+    assert (answer.status, answer.error()["code"]) == (431, "headers_too_large")
+
+
+async def test_beyond_its_connections_an_address_is_told_so(launch, origin):
+    daemon = launch(upstreams={"origin": at(origin)}, models={"*": "origin"}, limits={"connections_per_address": 2})
+    visits = [await Visit.open(daemon.url) for _ in range(3)]
+    answer = await visits[2].rest()
+    assert (answer.status, answer.error()["code"], answer.headers["retry-after"]) == (429, "too_many_connections", "1")
+    assert answer.headers["x-request-id"].startswith("req_")
+    await visits[0].leave()
+    await becomes(lambda: any("too many connections" in line for line in daemon.child.lines))
+    for visit in visits[1:]:
+        await visit.leave()
+    assert (await ask(daemon.url, "/health", method="GET")).status == 200
 
 
 async def test_two_requests_in_one_packet_get_two_answers_in_order(rig):
