@@ -147,6 +147,9 @@ class App:
                     await waiting
         except ProxyError as error:
             down.refuse(error)
+        except Exception:
+            down.spoiled(ProxyError("internal", "proxyd failed to serve this request; its log says why."))
+            raise  # whoever called logs it, and says it where nothing has been said yet
         finally:
             down.close()
         if self._runtime.stopping:

@@ -186,7 +186,7 @@ class ClientConnection(web.RequestHandler):
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: web.BaseRequest,  # noqa: ARG002 - aiohttp's signature
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,  # aiohttp's parser quotes the request here; nothing is reflected
@@ -199,8 +199,6 @@ class ClientConnection(web.RequestHandler):
         else:
             log.error("unhandled error", exc_info=exc)
             error = ProxyError("internal", "proxyd failed to serve this request; its log says why.")
-        if self.transport is not None and request.writer.output_size > 0:
-            self.transport.close()  # an answer had begun: a broken answer must look broken
         answer = web.Response(status=error.status, body=error.document(), content_type="application/json")
         answer.headers["Server"] = "proxyd"
         answer.headers["X-Request-Id"] = self.listener.new_id()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
@@ -35,6 +37,8 @@ GZIP_FROM_MS = 200
 """Frames of protobuf that are held for less are too small for gzip to pay."""
 FLUSH_SECONDS = 5.0
 """How long a broken answer's last bytes may take to reach a client that does not read."""
+RESET = struct.pack("ii", 1, 0)
+"""struct linger: on, 0 seconds."""
 _MARKS = frozenset({b"Idempotent-Replayed"})
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 Headers = Iterable[tuple[bytes, bytes]]
@@ -71,6 +75,8 @@ class Downstream:
         self.committed = False
         self.bytes_out = 0
         self._chunked = False
+        self._over = False
+        """All of it was written."""
         self._ready: bytes | None = None
         """The end of the answer as it leaves, made by `prepare`."""
         self._keep_alive = request.keep_alive and request.version == (1, 1)
@@ -237,11 +243,19 @@ class Downstream:
             data = self.encoder.end(data) if ready is None else ready
         self.bytes_out += len(data)
         end = self._frame(data)
+        self._over = True
         self._put(end + b"0\r\n\r\n" if self._chunked else end)
 
     def fail(self, error: ProxyError) -> None:
         """Break off what has begun, saying why."""
         self.abort(error_event(error))
+
+    def spoiled(self, error: ProxyError) -> None:
+        """We are wrong, and nobody knows how far this came: nothing else is said here. What has begun breaks, what was whole stays so."""
+        if self._over:
+            self._transport.close()
+        elif self.committed:
+            self.fail(error)
 
     def abort(self, data: bytes = b"") -> None:
         """Break the answer off, after these last bytes: no terminator, so no client can take it for whole."""
@@ -250,6 +264,9 @@ class Downstream:
             return
         if not self._chunked:
             # Without chunks, only a reset tells a cut from an end (RFC 9112 8); a length would tell by itself, but one way is enough.
+            # socket(7): a close that lingers no time is a reset; `abort` alone would be a FIN, as at the end of a whole answer.
+            if (sock := self._transport.get_extra_info("socket")) is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
             return
         if self.encoder is not None:
@@ -295,6 +312,7 @@ class Downstream:
         self.committed = True
         payload = b"" if self.method == "HEAD" else body
         self.bytes_out += len(payload)
+        self._over = True
         self._put(head + payload)
 
     def _send(self, data: bytes) -> None:

@@ -16,9 +16,9 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.e2e.client import PATH, Visit, ask, becomes, begin, chat, happens
+from tests.e2e.client import PATH, Visit, ask, becomes, begin, chat, happens, request
 from tests.e2e.conftest import at, rigged
-from tests.origin import GOOD, SSE, Ending, Origin, chunk, completion, delta, flood, head, stream, whole
+from tests.origin import DONE, GOOD, SSE, Ending, Origin, chunk, completion, delta, flood, head, stream, whole
 
 MIB = 1024 * 1024
 
@@ -348,3 +348,17 @@ async def test_a_spent_quota_is_asked_for_once(rough):
     answer = await ask(rough.url, PATH, chat("own-retried"))
     assert (answer.status, answer.headers["x-should-retry"]) == (429, "false")
     assert len(rough.origin.asked("own-retried")) == count + 1
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_where_only_the_connections_end_ends_a_stream_a_broken_one_is_reset(rig, breaks):
+    """HTTP/1.0, as nginx speaks it to upstreams unless told otherwise: no chunks, so a plain close would look like the end."""
+    model = f"old-{breaks}"
+    rig.origin.on(model, stream(delta("a"), *([] if breaks else [delta("", finish="stop"), DONE]), ending=Ending.CLOSE))
+    visit = await Visit.open(rig.url)
+    body = json.dumps(chat(model, stream=True)).encode()
+    await visit.say(request("POST", PATH, body).replace(b" HTTP/1.1", b" HTTP/1.0", 1))
+    assert "transfer-encoding" not in (await visit.head()).headers
+    with pytest.raises(ConnectionResetError) if breaks else contextlib.nullcontext():
+        assert (await visit._reader.read()).endswith(DONE)
+    await visit.leave()
