@@ -241,6 +241,7 @@ class Model(_Section, frozen=True):
         Price | None, _about("what its tokens cost; none: as the list of the extra `prices` has it, if it knows the model")
     ] = None
     limits: Annotated[RouteLimits, _about("rpm, tpm and concurrency of all callers together, and of each")] = RouteLimits()
+    required: Annotated[bool, _about("whether /ready says no while none of its upstreams takes calls")] = True
     queue: Annotated[Queue | None, _about("wait for a place instead of being refused for concurrency")] = None
 
 

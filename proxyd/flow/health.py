@@ -39,6 +39,14 @@ class Health:
         """Whether its breaker lets a call pass."""
         return breaker.ready_in(self._breaker, now) <= 0
 
+    def answers(self, now: float) -> bool:
+        """Whether calls can be expected to come through: its breaker lets one pass, and no probe has said since it opened that none would.
+
+        Without probes the end of the rest counts as well: only a call can tell then.
+        """
+        closed = self._breaker.state is breaker.State.CLOSED
+        return closed or (self.ready(now) and self.probe in {None, "ok"})
+
     def begin(self, now: float, *, spends: bool) -> int | None:
         """Begin a call; returns the ticket for its end, or None if the breaker lets nothing through now."""
         admitted = breaker.admit(self._breaker, SETTINGS, now)

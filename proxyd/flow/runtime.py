@@ -77,6 +77,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NAMED = 10
+"""Routes that are named in one reason."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -179,12 +182,23 @@ class Runtime:
         if not self.ledger.accepting:
             raise ProxyError("ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2)
 
-    def unready(self) -> list[str]:
-        """Why traffic should not come now; empty if it may."""
+    def unready(self, *, names: bool) -> list[str]:
+        """Why traffic should not come now; empty if it may. `names` of models are for the operator alone."""
         reasons = ["shutting down"] if self.stopping else []
         if not self.ledger.healthy:
             reasons.append("the database cannot be written")
+        if missing := self.unserved():
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            which = f": {', '.join(missing[:NAMED])}{more}" if names else ""
+            reasons.append(f"no upstream takes calls for {len(missing)} model{'s' if len(missing) > 1 else ''}{which}")
         return reasons
+
+    def unserved(self) -> list[str]:
+        """The routes that are required and have no upstream that takes calls now, as the file names them."""
+        now, snapshot = self.clock.monotonic(), self.snapshot
+        down = {name for name, health in snapshot.health.items() if not health.answers(now)}
+        routes = snapshot.config.models.items() if down else ()
+        return [label for label, route in routes if route.required and all(target.upstream in down for target in route.upstreams)]
 
     def upstream_states(self) -> dict[str, dict[str, object]]:
         """How each upstream is: its breaker, and the exchanges that run there."""

@@ -42,8 +42,6 @@ _KEYS = {
     "audio_input": ("input_audio_mtok",),
     "audio_output": ("output_audio_mtok",),
 }
-_OWN = re.compile(r"https?://(?:\[|[0-9.]+(?:[:/]|$)|[^./:]+(?:[:/]|$))")
-"""Addresses that are no provider's: numbers, and names without a domain. For them the list need not be there at all."""
 _ALSO = ("requests_kcount",)
 """Charged for every request, beside its tokens: a price that has it cannot be told from tokens alone."""
 
@@ -78,7 +76,7 @@ class PriceList:
 
     def remembered(self, address: str | None, model: str, service_tier: str | None, at_us: int) -> tuple[bool, Quote | None]:
         """Say whether the answer is at hand, and the answer; if not, `find` has it, off the event loop."""
-        if self.missing or not address or len(model) > MAX_NAME or _OWN.match(address):
+        if self.missing or not address or len(model) > MAX_NAME:
             return True, None
         place = (address, model, service_tier, at_us // (PERIOD * 1_000_000))
         quote = self._quotes.get(place, _UNASKED)
@@ -125,7 +123,7 @@ def may_ask(config: Config) -> bool:
     """Whether a route's cost will have to be looked up."""
     targets = (target for route in config.models.values() if route.price is None for target in route.upstreams)
     addresses = {config.upstreams[target.upstream].base_url for target in targets}
-    return any(address is not None and not _OWN.match(address) for address in addresses)
+    return any(address is not None and _PUBLIC.match(address) for address in addresses)
 
 
 def unpriced(config: Config, prices: PriceList, at_us: int) -> Iterator[tuple[str, str]]:

@@ -68,8 +68,12 @@ def moment(at_us: int) -> str:
 
 
 def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Say whether traffic may come: the ledger can be written, and no shutdown is under way."""
-    reasons = runtime.unready()
+    """Say whether traffic may come: the ledger can be written, required models have upstreams, and no shutdown is under way."""
+    answer_ready(down, runtime.unready(names=False))
+
+
+def answer_ready(down: Downstream, reasons: list[str]) -> None:
+    """Answer by what speaks against it."""
     document = {"status": "not ready", "reasons": reasons} if reasons else {"status": "ready"}
     tell(down, document, status=503 if reasons else 200)
 

@@ -14,7 +14,7 @@ from proxyd.flow.admit import administrator
 from proxyd.flow.tally import running
 from proxyd.metrics import CONTENT_TYPE
 from proxyd.web import database, keys
-from proxyd.web.app import App, Row, loading, ready
+from proxyd.web.app import App, Row, answer_ready, loading
 from proxyd.web.document import tell
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ def health(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Say that the process is alive, and what the last reload came to."""
     message = "" if runtime.reloaded is None else runtime.reloaded.message
     tell(down, {"status": "ok", "config": loading(runtime, message)})
+
+
+def ready(runtime: Runtime, down: Downstream, _argument: str) -> None:
+    """Say whether traffic may come, and which models are in the way."""
+    answer_ready(down, runtime.unready(names=True))
 
 
 async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
@@ -46,14 +51,14 @@ async def reload(runtime: Runtime, down: Downstream, _argument: str) -> None:
 
 def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Show the upstreams as they are now, what runs, what is kept to be sent again, and where the database is."""
-    active = list(runtime.active.values())
+    active, reasons = list(runtime.active.values()), runtime.unready(names=True)
     document = {
         "version": __version__,
         "pid": os.getpid(),
         "started_at": runtime.started_at,
         "now": runtime.clock.now_us(),
-        "ready": not runtime.unready(),
-        "reasons": runtime.unready(),
+        "ready": not reasons,
+        "reasons": reasons,
         "database": str(runtime.database.path.resolve()),
         "ledger_queue": runtime.ledger.backlog,
         "upstreams": {name: {**facts, **runtime.tally.upstream(name)} for name, facts in runtime.upstream_states().items()},

@@ -9,6 +9,8 @@ import pytest
 from proxyd.config.load import parse
 from proxyd.config.mistakes import ConfigError
 from proxyd.config.schema import Kind, Upstream
+from proxyd.errors import ProxyError
+from proxyd.flow.health import SETTINGS, Health
 from proxyd.upstream.kinds import models_path
 from tests.config.samples import BASE, secrets
 from tests.e2e.client import ask, becomes, chat
@@ -83,6 +85,52 @@ async def test_a_good_probe_does_not_make_up_for_calls_that_fail(start, origin, 
         assert (await ask(daemon.url, PATH, chat("m"))).status == 200
     await until(daemon, state="open")
     assert len(origin.asked("m")) == 10
+
+
+async def test_ready_says_no_while_a_required_model_has_no_upstream(start, origin, second):
+    upstreams = {
+        name: {"kind": "openai", "base_url": each.url, "probe": {"every": "20ms", "path": "/health"}}
+        for name, each in (("first", origin), ("second", second))
+    }
+    models = {"m": ["first", "second"], "only/*": "first", "spare": {"upstream": "first", "required": False}}
+    daemon = start(settings(upstreams=upstreams, models=models))
+
+    async def ready(url: str, *reasons: str) -> None:
+        while (now := await ask(url, "/ready", method="GET")).json().get("reasons", []) != list(reasons):
+            pass
+        assert now.status == (503 if reasons else 200)
+
+    for each in (origin, second):
+        each.on("/health", whole(b"{}"))
+    await ready(daemon.ops)
+    origin.on("/health", whole(b"", status=500))
+    await ready(daemon.ops, "no upstream takes calls for 1 model: only/*")
+    second.on("/health", whole(b"", status=500))
+    await ready(daemon.ops, "no upstream takes calls for 2 models: m, only/*")
+    await ready(daemon.url, "no upstream takes calls for 2 models")  # which ones is for the operator alone
+    assert (await ask(daemon.url, "/health", method="GET")).status == 200
+    origin.on("/health", whole(b"{}"))
+    await ready(daemon.ops)
+    await ready(daemon.url)
+
+
+def test_an_open_breaker_whose_rest_is_over_takes_calls_unless_a_probe_says_otherwise():
+    down = ProxyError("upstream_connect", "no")
+
+    def failed(health: Health) -> Health:
+        for _ in range(SETTINGS.failures):
+            assert health.answers(0.0)
+            health.ended(health.begin(0.0, spends=False), 0.0, down)
+        return health
+
+    alone, probed = failed(Health()), failed(Health())
+    assert not alone.answers(0.0)
+    rest = alone.facts(0.0).ready_in
+    assert alone.answers(rest)  # else no call would come any more, and it would stay open
+    probed.probed(probed.begin_probe(rest), rest, "no")
+    assert not probed.answers(rest + 1000.0)
+    probed.probed(probed.begin_probe(rest + 1000.0), rest + 1000.0, None)
+    assert probed.answers(rest + 1000.0)
 
 
 async def test_models_shows_what_the_probe_said(start, origin, second):

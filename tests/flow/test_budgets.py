@@ -7,7 +7,7 @@ import pytest
 
 from proxyd.clock import Clock
 from proxyd.errors import ProxyError
-from proxyd.flow.budgets import Budgets
+from proxyd.flow.budgets import OVER_US, Budgets
 from proxyd.model import TOKENS, Budget, Caller, LedgerRow, Per, Source, State, Usage
 from proxyd.store.db import StoreError
 
@@ -103,3 +103,18 @@ async def test_what_is_recorded_while_the_ledger_cannot_be_asked_counts_once(bud
     assert await left(budgets) == 70
     books.fails = False
     assert await left(budgets) == 70
+
+
+async def test_accounts_of_periods_that_are_over_are_forgotten_unless_something_is_held(budgets):
+    idle, busy = [await budgets.account(Caller(name), BUDGET, UTC) for name in ("idle", "busy")]
+    held = budgets.reserve(busy, 10, guessed=False)
+    budgets.clock.now = idle.period.ends + 1
+    budgets.sweep()  # it has ended a moment ago: somebody may wait in a queue, with the account in hand
+    assert set(budgets._accounts) == {"idle", "busy"}
+    budgets.clock.now += OVER_US
+    budgets.sweep()
+    assert set(budgets._accounts) == {"busy"}
+    budgets.release(busy, held)
+    budgets.clock.now = at(2, 1) + 366 * 86_400 * 10**6
+    budgets.sweep()
+    assert not budgets._accounts
