@@ -44,6 +44,9 @@ STREAM = {
 WEB = dict.fromkeys(
     ("application/grpc-web", "application/grpc-web+proto"),
     Speech("grpc-web", streamed=True, json=False, kind=b"application/grpc-web+proto"),
+) | dict.fromkeys(
+    ("application/grpc-web-text", "application/grpc-web-text+proto"),
+    Speech("grpc-web", streamed=True, json=False, kind=b"application/grpc-web-text+proto", text=True),
 )
 
 
@@ -116,6 +119,7 @@ class _Rpc:
     """One call: how its messages are read, and until when it may run."""
 
     def __init__(self, runtime: Runtime, down: Downstream, speech: Speech) -> None:
+        self._runtime = runtime
         self._limits = runtime.snapshot.config.limits
         self._down = down
         self._speech = speech
@@ -123,6 +127,7 @@ class _Rpc:
     async def message(self, kind: type[M]) -> M:
         """Read the call's one message, out of the body or, for a GET, out of the query. Raises ProxyError."""
         down = self._down
+        await authenticate(self._runtime, down)  # nobody unknown makes us read or parse a body
         if down.method in {"GET", "HEAD"}:
             query = {"encoding": "json", "message": "{}"} | {name: down.query[name] for name in down.query}
             _, data = connect.get_message(query, self._limits.body)
@@ -132,6 +137,8 @@ class _Rpc:
 
     def read(self, kind: type[M], data: bytes) -> M:
         """Read a message out of a body. Raises ProxyError."""
+        if self._speech.text:
+            data = connect.from_text(data)
         if self._speech.streamed:
             data = connect.request_message(data, self._limits.body)
         return connect.from_json(kind, data) if self._speech.json else parse(kind, data)

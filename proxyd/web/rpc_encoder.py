@@ -5,6 +5,7 @@ Such a stream always ends as HTTP ends bodies: whether it was whole is said by i
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ class Speech:
     json: bool
     kind: bytes
     """The Content-Type of answers."""
+    text: bool = False
+    """All of it in base64: for what reads a running answer as text only (XMLHttpRequest)."""
 
 
 class Rpc:
@@ -79,36 +82,36 @@ class Rpc:
         """Write a whole answer."""
         message = self._inner.document(body)
         if self._speech.streamed:
-            return connect.envelope(message) + self._ending(None)
+            return self._text(connect.envelope(message) + self._ending(None))
         return self._written(message)
 
     def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """Write an error that is the whole answer."""
         if self._speech.streamed:
-            return 200, [(b"Content-Type", self._speech.kind)], self._ending(error)
+            return 200, [(b"Content-Type", self._speech.kind)], self._text(self._ending(error))
         status, body = connect.error_body(error)
         return status, [(b"Content-Type", b"application/json")], body
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:
         """Begin a stream."""
-        return self._envelopes(self._inner.begin(headers, data, lambda more: emit(self._envelopes(more))))
+        return self._text(self._envelopes(self._inner.begin(headers, data, lambda more: emit(self._text(self._envelopes(more))))))
 
     def feed(self, data: bytes) -> bytes:
         """Take more of it."""
-        return self._envelopes(self._inner.feed(data))
+        return self._text(self._envelopes(self._inner.feed(data)))
 
     def ping(self) -> bytes:
         """An empty message."""
-        return self._envelopes(self._inner.ping())
+        return self._text(self._envelopes(self._inner.ping()))
 
     def end(self, data: bytes) -> bytes:
         """Take its last bytes."""
-        return self._envelopes(self._inner.end(data)) + self._ending(self._error)
+        return self._text(self._envelopes(self._inner.end(data)) + self._ending(self._error))
 
     def fail(self, data: bytes) -> bytes:
         """Take the last bytes of a stream that breaks: the last envelope says why."""
         out = self._envelopes(self._inner.fail(data))
-        return out + self._ending(self._error or ProxyError("internal", "The answer broke off."))
+        return self._text(out + self._ending(self._error or ProxyError("internal", "The answer broke off.")))
 
     def stop(self) -> None:
         """Nothing is emitted from now on."""
@@ -124,6 +127,9 @@ class Rpc:
             pad = self._pad if not self._speech.json else 0
             out.append(padded(written, pad, connect.envelope) if pad > 1 else connect.envelope(written))
         return b"".join(out)
+
+    def _text(self, data: bytes) -> bytes:
+        return base64.b64encode(data) if self._speech.text else data
 
     def _written(self, message: bytes) -> bytes:
         return connect.to_json(self._answer.FromString(message)) if self._speech.json else message

@@ -35,7 +35,7 @@ class Delivery:
     full: bool | None = None
     """DETAIL_FULL; None: not said, which is DETAIL_COMPACT."""
     tokens: bool = False
-    """Text may be sent as token ids of o200k_base."""
+    """Text may be sent as token ids of o200k_base. It never is: a server without the vocabulary sends text, says the schema."""
     pad_to: int = 0
     omit_reasoning: bool = False
     resumable: bool = False

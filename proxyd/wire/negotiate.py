@@ -16,6 +16,7 @@ DELIMITED = b"application/protobuf; delimited=true"
 _PROTOBUF = frozenset({"application/protobuf", "application/x-protobuf", "application/x-protobuffer"})
 _TEXT = frozenset({"application/json", "text/event-stream"})
 _NAMES = "application/json, text/event-stream or application/protobuf"
+_ELSEWHERE = " Protobuf is spoken at /v1/chat/completions, /v1/embeddings and /v1/models."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ def answer(accept: str | None, *, speaks_protobuf: bool, otherwise: bool = False
     protobuf = max(_quality(ranges, kind) for kind in _PROTOBUF) if speaks_protobuf else 0.0
     if text == protobuf == 0.0:
         told = _NAMES if speaks_protobuf else "application/json or text/event-stream"
-        raise ProxyError("not_acceptable", f"The answer can be {told}; the Accept header allows none of them.")
+        hint = "" if speaks_protobuf or "protobuf" not in accept else _ELSEWHERE
+        raise ProxyError("not_acceptable", f"The answer can be {told}; the Accept header allows none of them.{hint}")
     return otherwise if text == protobuf else protobuf > text
 
 
@@ -64,7 +66,8 @@ def _asked(content_type: str | None, *, speaks_protobuf: bool, named_pb: bool) -
     # RFC 9110 15.5.16. A form of another site is refused so as well.
     kinds = "`Content-Type: application/json`" + (" or `application/protobuf`" if speaks_protobuf else "")
     what = "JSON or protobuf" if speaks_protobuf else "JSON"
-    raise ProxyError("unsupported_media_type", f"The request body must be {what}: send it with {kinds}.")
+    hint = "" if speaks_protobuf or "protobuf" not in media else _ELSEWHERE
+    raise ProxyError("unsupported_media_type", f"The request body must be {what}: send it with {kinds}.{hint}")
 
 
 def _ranges(accept: str) -> list[tuple[str, float]]:

@@ -112,7 +112,22 @@ async def test_what_cannot_be_read_or_written_is_415_and_406(rig):
     assert (answer.status, answer.error()["code"]) == (406, "not_acceptable")
     answer = await ask(rig.url, "/v1/completions", {"model": "x", "prompt": "a"}, Accept=KIND)
     assert answer.status == 406
+    assert "Protobuf is spoken at /v1/chat/completions" in answer.error()["message"]
+    answer = await post(rig, asked("x"), path="/v1/completions")
+    assert (answer.status, answer.error()["code"]) == (415, "unsupported_media_type")
+    assert "`Content-Type: application/json`. Protobuf is spoken at /v1/chat/completions" in answer.error()["message"]
     assert rig.origin.asked("x") == []
+
+
+async def test_who_takes_token_ids_is_sent_text_for_there_is_no_vocabulary(rig):
+    rig.origin.on("ids", stream(*WORDS, usage_event(4, 3), DONE))
+    plain, ids = [
+        await post(rig, asked("ids", stream=True, delivery=pb.Delivery(max_delay_ms=0, token_vocabulary=vocabulary)))
+        for vocabulary in (0, 1)
+    ]
+    assert (ids.body, text_of(ids.body)) == (plain.body, "Hello there")
+    unknown = await post(rig, asked("ids", stream=True, delivery=pb.Delivery(token_vocabulary=2)))
+    assert pb.Error.FromString(unknown.body).param == "delivery.token_vocabulary"
 
 
 async def test_heads_are_lean_unless_everything_is_asked_for(rig):

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import json_format
 
 from proxyd.wire._pb import chat_pb2 as pb
-from proxyd.wire.connect import END, TRAILERS, EnvelopeReader, envelope
+from proxyd.wire.connect import END, TRAILERS, EnvelopeReader, envelope, from_text
 from proxyd.wire.proto import name_text
 from tests.e2e.client import Visit, ask, happens, request
 from tests.e2e.test_protobuf import asked
@@ -113,6 +113,14 @@ async def test_nobody_unknown_is_served(rig, method, kind, body):
         assert read(answer.body)[1]["error"]["code"] == "unauthenticated"
 
 
+@pytest.mark.parametrize("path", ["/proxyd.v1.ModelService/ListModels", CHAT + "DeleteChatCompletion"])
+async def test_nobody_unknown_makes_a_body_be_read(rig, path):
+    visit = await Visit.open(rig.url)
+    await visit.say(request("POST", path, b"", {"content-type": PROTO, "content-length": "1000", "authorization": ""}))
+    assert (await visit.head()).status == 401  # nothing of its 1,000 bytes has come
+    await visit.leave()
+
+
 @pytest.mark.parametrize("kind", [STREAM, WEB])
 async def test_a_stream_that_breaks_ends_with_its_error(rig, kind):
     gate = Gate()
@@ -147,6 +155,38 @@ async def test_grpc_web_unary_and_streamed(rig):
     assert rig.daemon.settled("web")[0]["protocol"] == "grpc-web"
     refused = await call(rig, "CreateChatCompletion", envelope(asked("web")), WEB, Authorization="Bearer wrong")
     assert (refused.status, b"grpc-status:16\r\n" in refused.body) == (200, True)
+
+
+TEXT = "application/grpc-web-text+proto"
+
+
+async def test_grpc_web_as_text_is_base64_both_ways_padded_where_it_was_flushed(rig):
+    gate = Gate()
+    rig.origin.on("texted", whole(completion("Hello there")))
+    rig.origin.on("texted-stream", stream(WORDS[0], gate, *WORDS[1:], DONE))
+    envelope_ = envelope(asked("texted"))
+    halves = base64.b64encode(envelope_[:7]) + base64.b64encode(envelope_[7:])  # padding in the middle
+    answer = await call(rig, "CreateChatCompletion", halves, "application/grpc-web-text")
+    (_, message), (flags, last) = EnvelopeReader().feed(from_text(answer.body))
+    assert pb.ChatCompletion.FromString(message).choices[0].message.content == "Hello there"
+    assert (flags, last, answer.headers["content-type"]) == (TRAILERS, b"grpc-status:0\r\n", TEXT)
+    visit = await Visit.open(rig.url)
+    await visit.say(
+        request("POST", CHAT + "StreamChatCompletion", base64.b64encode(envelope(asked("texted-stream"))), {"content-type": TEXT})
+    )
+    await visit.head()
+    ((_, first),) = EnvelopeReader().feed(base64.b64decode(await visit.some()))  # readable before there is more
+    assert pb.ChatCompletionChunk.FromString(first).content == "Hel"
+    gate.open()
+    answer = await visit.rest()
+    await visit.leave()
+    *messages, (flags, last) = EnvelopeReader().feed(from_text(answer.body))
+    assert text([pb.ChatCompletionChunk.FromString(one) for _, one in messages]) == "Hello there"
+    assert (flags, last) == (TRAILERS, b"grpc-status:0\r\n")
+    assert rig.daemon.settled("texted-stream")[0]["bytes_out"] == len(answer.body)
+    for bad in (b"!", base64.b64encode(envelope_)[:-1], envelope_):
+        refused = await call(rig, "CreateChatCompletion", bad, TEXT)
+        assert b"grpc-status:3\r\n" in from_text(refused.body)
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -224,6 +264,8 @@ HOSTILE = {
     "giant length": (STREAM, b"\x00\xff\xff\xff\xff" + b"x"),
     "cut": (STREAM, envelope(asked("h"))[:-2]),
     "bomb": (STREAM, envelope(gzip.compress(bytes(64 << 20)), 1)),
+    "many messages": (STREAM, bytes(1 << 20)),
+    "many values": ("application/json", b'{"messages": [' + b"{}," * 99_999 + b"{}]}"),
     "no gzip": (STREAM, envelope(b"nonsense", 1)),
     "not proto": (PROTO, b"\xff" * 20),
     "not json": ("application/json", b"\xff{"),
@@ -242,5 +284,5 @@ async def test_hostile_calls_are_refused(rig, what):
 
 
 async def test_a_type_that_no_protocol_has_is_415(rig):
-    for kind in ("application/grpc", "application/grpc-web-text", "text/plain", STREAM):
+    for kind in ("application/grpc", "application/grpc-web-text+json", "text/plain", STREAM):
         assert (await call(rig, "CreateChatCompletion", asked("x"), kind)).status == 415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,56 @@ def test_a_body_that_is_not_one_message_is_refused(body: bytes, code: str) -> No
     with pytest.raises(ProxyError) as refused:
         connect.request_message(body, limit)
     assert refused.value.code == code
+
+
+BOMB = connect.envelope(gzip.compress(bytes(4 << 20)), connect.COMPRESSED)
+
+
+@pytest.mark.parametrize("body", [bytes(8 << 20), BOMB * 100], ids=["empty messages", "bombs"])
+def test_a_body_of_many_messages_costs_nothing(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert status_of(connect.request_message, body, 32 << 20) == 400
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+EMPTY = b'{"messages": [' + b"{}," * 30_000 + b"{}]}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [EMPTY, EMPTY.replace(b"{}", b"[]"), b'{"stop": [' + b'"",' * 50_000 + b'""]}', b'{"a": ["' + b'\\",' * 9 + b'",' + EMPTY + b"]}"],
+)
+def test_json_of_more_values_than_can_be_read_at_once_is_refused(body: bytes) -> None:
+    with pytest.raises(ProxyError, match="more than 20000 values"):
+        connect.from_json(pb.ChatCompletionRequest, body)
+
+
+def test_json_is_bounded_where_protobuf_is_not() -> None:
+    body = json.dumps({"messages": [{"content": "a" * connect.MAX_JSON}]}).encode()
+    with pytest.raises(ProxyError, match="send it as application/proto") as refused:
+        connect.from_json(pb.ChatCompletionRequest, body)
+    assert refused.value.status == 413
+
+
+def test_a_long_text_in_json_is_one_value() -> None:
+    text = 'a, "b", {c}, [\\] ' * 20_000
+    body = json.dumps({"messages": [{"content": text}]}).encode()
+    assert connect.from_json(pb.ChatCompletionRequest, body).messages[0].content == text
+
+
+@given(st.lists(st.binary(max_size=7), max_size=6))
+def test_base64_is_read_wherever_it_was_flushed(pieces: list[bytes]) -> None:
+    assert connect.from_text(b"".join(map(base64.b64encode, pieces))) == b"".join(pieces)
+
+
+@given(st.binary(max_size=30) | st.text("A=", max_size=12).map(str.encode))
+def test_any_text_is_base64_or_a_proxy_error(body: bytes) -> None:
+    if status_of(connect.from_text, body) == 200:
+        assert len(connect.from_text(body)) <= len(body)
+    assert status_of(connect.from_text, b"AA==" * 5000) == 400
 
 
 @given(st.binary(max_size=60))
