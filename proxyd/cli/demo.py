@@ -127,9 +127,12 @@ async def _chat(daemon: Daemon) -> None:
 def _explain(daemon: Daemon) -> None:
     """What to try next."""
     words = {"url": daemon.url, "key": daemon.key}
-    print(paint("Try it yourself:", BOLD, sys.stdout), "\n\n" + CURL.format(**words), "\n")
-    print(paint("Or any OpenAI client:", BOLD, sys.stdout), "\n\n" + OPENAI.format(**words), "\n")
-    print(paint("Your own models are four lines of config.yaml, then `proxyd serve`:", BOLD, sys.stdout), "\n\n" + YAML, "\n")
+    for title, text in (
+        ("Try it yourself:", CURL.format(**words)),
+        ("Or any OpenAI client:", OPENAI.format(**words)),
+        ("Your own models are four lines of config.yaml, then `proxyd serve`:", YAML),
+    ):
+        print(f"{paint(title, BOLD, sys.stdout)}\n\n{text}\n")
     print(f"key: {daemon.key}\nCtrl-C stops it; the demo's database goes with it.", flush=True)
 
 

@@ -14,7 +14,8 @@ from urllib.parse import quote, urlencode
 from proxyd.cli import DONE, Failed, WrongUsage, config_path, ops, output
 from proxyd.clock import Clock
 from proxyd.config import units
-from proxyd.config.load import load_file
+from proxyd.config.load import load_file, look_into
+from proxyd.config.mistakes import ConfigError
 from proxyd.flow.keyring import Keyring, document, told, written
 from proxyd.rules import auth, new_key
 from proxyd.store.db import Database, StoreError, database_path
@@ -22,6 +23,7 @@ from proxyd.store.keys import ApiKeys, KeyRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from proxyd.config.schema import Config
 
@@ -78,7 +80,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it. Raises Failed, ConfigError."""
     place = config_path(args, os.environ)
-    desk = _Desk(load_file(place, os.environ), place.absolute().parent)
+    lacking: ConfigError | None = None
+    try:
+        config = load_file(place, os.environ)
+    except ConfigError as error:
+        config, lacking = look_into(place, os.environ), error
+    desk = _Desk(config, place.absolute().parent, lacking)
     actions: dict[str, Callable[[_Desk, argparse.Namespace], int]] = {
         "create": _create,
         "list": _list,
@@ -113,7 +120,7 @@ def _delivery(args: argparse.Namespace) -> dict[str, object] | None:
     try:
         most = None if args.max_bytes is None else units.size(args.max_bytes)
     except ValueError as error:
-        raise Failed(f"--max-bytes: {args.max_bytes!r} {error}") from None
+        raise WrongUsage(f"--max-bytes: {args.max_bytes!r} {error}") from None
     said = {"max_delay_ms": args.max_delay_ms, "max_bytes": most, "compress": args.compress}
     return {name: value for name, value in said.items() if value is not None} or None
 
@@ -152,6 +159,8 @@ def _list(desk: _Desk, args: argparse.Namespace) -> int:
         return {"data": [document(key, now_us) for key in keyring.listed()]}
 
     wanted: str | None = getattr(args, "name", None)
+    if desk.lacking is not None:
+        _say("keys of the file whose secrets this shell has not are left out")
     rows = [{**key, "source": "database"} for key in desk.do("GET", "/keys", None, here)["data"]]
     rows += [
         {
@@ -191,13 +200,15 @@ def _list(desk: _Desk, args: argparse.Namespace) -> int:
 class _Desk:
     """Where keys are worked on: the daemon's operator port, or the database itself when no daemon holds it."""
 
-    def __init__(self, config: Config, folder: Any) -> None:
+    def __init__(self, config: Config, folder: Path, lacking: ConfigError | None) -> None:
+        """`lacking`: this shell has not all of the daemon's secrets, so that keys of the file may be missing from `config`."""
         self._config = config
         self._folder = folder
+        self.lacking = lacking
         self.file_keys = config.auth.keys if config.auth is not None else ()
 
     def do(self, method: str, path: str, body: object, here: Callable[[Keyring], Awaitable[Any]]) -> Any:
-        """Ask the daemon; where none answers, do it here. Raises Failed."""
+        """Ask the daemon; where none answers, do it here, if all of the file can be read. Raises Failed, ConfigError."""
         listen = self._config.ops.listen
         if listen is not None:
             try:
@@ -208,6 +219,8 @@ class _Desk:
                 if reply.status >= 400:
                     raise Failed(reply.error.rstrip("."))
                 return reply.document
+        if self.lacking is not None:
+            raise self.lacking
         try:
             place = database_path(self._config.storage.url, self._folder, os.environ.get("STATE_DIRECTORY"))
             return asyncio.run(_directly(Database(place), here))

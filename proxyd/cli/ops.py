@@ -88,7 +88,8 @@ def _exchange(connection: _Connection, method: str, path: str, body: object, key
         answer = connection.getresponse()
         document = json.loads(answer.read(MOST))
     except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(f"no daemon answers on {connection.listen} (ops.listen): {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise Unreachable(f"no daemon answers on {connection.listen} (ops.listen): {why}; is `proxyd serve` running?") from error
     except ValueError as error:
         raise Failed(f"what answers on {connection.listen} is no proxyd") from error
     finally:

@@ -87,7 +87,8 @@ class Secrets:
             return str(default)
         if value is not None:
             raise Unresolved([f"the variable {name} is empty"])
-        raise Unresolved([f"the variable {name} is not set{meant(name, self.environ)}"])
+        more = meant(name, self.environ) or "; set it, or write it into the .env beside the file"
+        raise Unresolved([f"the variable {name} is not set{more}"])
 
     def _credential(self, name: str) -> str:
         if not _CREDENTIAL.fullmatch(name):

@@ -253,7 +253,7 @@ MISTAKES = [
         ["7:16: 'url' is not a database; write sqlite:///proxyd.db or, with four slashes, sqlite:////var/lib/proxyd/proxyd.db"],
     ),
     # references
-    (BASE + "listen: ${NOPE}\n", ["7:9: the variable NOPE is not set"]),
+    (BASE + "listen: ${NOPE}\n", ["7:9: the variable NOPE is not set; set it, or write it into the .env beside the file"]),
     (BASE + "listen: ${KEEY}\n", ["7:9: the variable KEEY is not set; did you mean 'KEY'?"]),
     (BASE + "listen: ${file:/x}\n", ["7:9: /x cannot be read: No such file or directory"]),
     (BASE + '  "${KEY}": ollama\n', ["7:3: names are not expanded; write the name itself"]),

@@ -36,7 +36,7 @@ def test_a_reference_is_replaced_once(text, expected):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("${NOPE}", "the variable NOPE is not set"),
+        ("${NOPE}", "the variable NOPE is not set; set it, or write it into the .env beside the file"),
         ("${EMPTY}", "the variable EMPTY is empty"),
         ("${KEYS}", "the variable KEYS is not set; did you mean 'KEY'?"),
         ("${KEY", "a ${ has no }; write $${ for the characters themselves"),

@@ -128,7 +128,7 @@ async def test_a_key_says_how_its_answers_leave_and_so_does_the_one_that_replace
     assert json.loads((await keys(rig, "show", "tester", "--format", "json")).stdout)[0]["delivery"] is None
     for wrong in (("--max-delay-ms", "10001"), ("--max-bytes", "1MiB"), ("--max-bytes", "much")):
         refused = await keys(rig, "create", "wrong", *wrong)
-        assert (refused.returncode, refused.stdout) == (1, "")
+        assert (refused.returncode, refused.stdout) == (2, "")
         assert "max" in refused.stderr
 
 
@@ -265,6 +265,22 @@ async def test_a_daemon_that_cannot_be_asked_keeps_its_database_to_itself(rig, t
     assert done.returncode == 1
     assert "no daemon answers" in done.stderr
     assert "in use by another proxyd" in done.stderr
+
+
+async def test_a_shell_that_has_not_the_daemons_secrets_makes_keys_all_the_same(rig, tmp_path):
+    document = json.loads(rig.daemon.file.read_text())
+    document["ops"] = {"listen": rig.daemon.ops.removeprefix("http://")}
+    document["auth"]["keys"].append({"name": "sealed", "key": "${ONLY_THE_DAEMON_HAS_IT}"})
+    shell = Daemon(tmp_path, document)
+    assert (await asyncio.to_thread(proxyd, shell, "keys", "create", "walk-in")).returncode == 0
+    listed = await asyncio.to_thread(proxyd, shell, "keys", "list")
+    assert "walk-in" in listed.stdout
+    assert "whose secrets this shell has not" in listed.stderr
+    document["ops"] = {"listen": f"127.0.0.1:{free()}"}
+    alone = Daemon(tmp_path, document)
+    done = await asyncio.to_thread(proxyd, alone, "keys", "create", "x")  # it might be the name of one that cannot be read
+    assert done.returncode == 1
+    assert "ONLY_THE_DAEMON_HAS_IT is not set" in done.stderr
 
 
 async def test_beyond_loopback_the_operators_port_asks_for_an_admin_key(rig, tmp_path):
