@@ -38,8 +38,8 @@ ENDED_BYTES = 64 << 20
 SLOW_BYTES = 64 << 10
 """A larger body is condensed off the event loop."""
 
-Place = tuple[str, str, str]
-"""A caller's name, a path and an Idempotency-Key: within these a request runs once."""
+Place = tuple[str, str]
+"""A caller's name and an Idempotency-Key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Ended:
     """A stream that is over, and kept for those who come back."""
 
     broadcast: Broadcast
-    name: tuple[str, str] | None
+    place: Place | None
     size: int
 
 
@@ -59,8 +59,8 @@ class Running:
         self._by_key: dict[Place, asyncio.Future[Exchange | Kept]] = {}
         """Who has, or is about to have, a key; from before its claim is written until it is finished."""
         self._by_id: dict[str, Exchange] = {}
-        self._names: dict[tuple[str, str], str] = {}
-        """By caller and key, the request id of the exchange that has it, as long as it is here: of any path, a stream first."""
+        self._names: dict[Place, str] = {}
+        """The request id of the exchange that has a key, as long as it is here."""
         self._ended: dict[str, _Ended] = {}
         self._ended_bytes = 0
 
@@ -103,7 +103,7 @@ class Running:
         short = len(ex.raw) <= SLOW_BYTES
         condensed = fingerprint(write(ex.raw)) if short else await asyncio.to_thread(lambda: fingerprint(write(ex.raw)))
         request = Request(ex.endpoint.value, ex.ask.stream, condensed)
-        place = (ex.caller.name, request.endpoint, key)
+        place = (ex.caller.name, key)
         on_broken = ex.snapshot.config.idempotency.on_broken
         while (entry := self._by_key.get(place)) is not None:
             first = await _other(entry)
@@ -127,8 +127,7 @@ class Running:
             mine.set_result(taken)  # those who waited meanwhile need not look for themselves
             ex.broadcast = _again(taken)
             return Verdict.REPLAY
-        if ex.ask.stream or (ex.caller.name, key) not in self._names:
-            self._names[ex.caller.name, key] = ex.request_id
+        self._names[place] = ex.request_id
         ex.unwritten = True
         self.open(ex, runtime.clock)
         mine.set_result(ex)
@@ -159,7 +158,7 @@ class Running:
             return None
         assert ex.caller is not None  # noqa: S101
         ex.released = True
-        del self._by_key[ex.caller.name, ex.request.endpoint, ex.key]
+        del self._by_key[ex.caller.name, ex.key]
         end = _end(ex)
         record = Kept(
             ex.caller.name,
@@ -196,15 +195,15 @@ class Running:
         broadcast = ex.broadcast
         assert broadcast is not None  # noqa: S101 - opened with one
         assert ex.caller is not None  # noqa: S101
-        name = None if ex.key is None else (ex.caller.name, ex.key)
+        place = None if ex.key is None else (ex.caller.name, ex.key)
         broadcast.on_begun = None
         if not broadcast.resumable or not broadcast.ended:
             broadcast.on_silence = None
-            self._unname(name, ex.request_id)
+            self._unname(place, ex.request_id)
             return
         broadcast.on_silence = lambda: self._forget(broadcast.request_id)
         size = broadcast.tape.size + (broadcast.frames.tape.size if broadcast.frames is not None else 0)
-        self._ended[ex.request_id] = _Ended(broadcast, name, size)
+        self._ended[ex.request_id] = _Ended(broadcast, place, size)
         self._ended_bytes += size
         while self._ended_bytes > ENDED_BYTES:
             self._forget(next(iter(self._ended)))
@@ -223,11 +222,11 @@ class Running:
         if ended is not None:
             ended.broadcast.on_silence = None
             self._ended_bytes -= ended.size
-            self._unname(ended.name, request_id)
+            self._unname(ended.place, request_id)
 
-    def _unname(self, name: tuple[str, str] | None, request_id: str) -> None:
-        if name is not None and self._names.get(name) == request_id:
-            del self._names[name]
+    def _unname(self, place: Place | None, request_id: str) -> None:
+        if place is not None and self._names.get(place) == request_id:
+            del self._names[place]
 
     async def stored(self, caller: str, name: str, now_us: int) -> Broadcast | None:
         """A finished answer from disk, by key or request id. Raises ProxyError stream_forbidden for another caller's, stream_gone."""

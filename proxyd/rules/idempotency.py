@@ -1,4 +1,4 @@
-"""Once means once: what a second request with the same Idempotency-Key gets, of the same caller on the same path.
+"""Once means once: what a second request with the same Idempotency-Key gets.
 
 | what stands under the key      | the same request  | another request |
 |--------------------------------|-------------------|-----------------|
@@ -119,6 +119,8 @@ def kept(status: int) -> bool:
 
 
 def _difference(first: Request, second: Request) -> str:
+    if first.endpoint != second.endpoint:
+        return f"the path was {first.endpoint}"
     if first.streamed != second.streamed:
         return f"`stream` was {str(first.streamed).lower()}"
     return "the body differs"

@@ -1,4 +1,4 @@
-"""Claims on disk: one row under each caller's Idempotency-Key and path, durable before the upstream hears of the request."""
+"""Claims on disk: one row under each caller's Idempotency-Key, durable before the upstream hears of the request."""
 
 from __future__ import annotations
 
@@ -65,16 +65,11 @@ class Kept:
 
 
 _COLUMNS = "caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, status, headers, body, frames, usage_at, wants_usage"
-_LOOK = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND endpoint = ? AND key = ? AND expires_at > ?"  # noqa: S608 - names of columns
-# A stream is found by its key alone. Under one key there may be a stream and an answer of another path.
-_FIND = (
-    f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND key = ? AND expires_at > ? "  # noqa: S608
-    "ORDER BY streamed DESC, created_at DESC LIMIT 1"
-)
+_FIND = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE caller = ? AND key = ? AND expires_at > ?"  # noqa: S608 - names of columns
 _BY_ID = f"SELECT {_COLUMNS} FROM idempotency_keys WHERE request_id = ?"  # noqa: S608
 _CLAIM = (
     "INSERT INTO idempotency_keys (caller, key, endpoint, streamed, fingerprint, request_id, attempt, state, created_at, expires_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key, endpoint) DO UPDATE SET "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?) ON CONFLICT (caller, key) DO UPDATE SET endpoint = excluded.endpoint, "
     "streamed = excluded.streamed, fingerprint = excluded.fingerprint, request_id = excluded.request_id, attempt = excluded.attempt, "
     "state = 'running', begun = 0, status = NULL, headers = NULL, body = NULL, frames = NULL, usage_at = NULL, "
     "created_at = excluded.created_at, expires_at = excluded.expires_at"
@@ -99,7 +94,7 @@ _DELETE = (
     "ORDER BY expires_at LIMIT ?)) WHERE total <= ?)"
 )
 _SIZE = "SELECT coalesce(sum(length(body)), 0) + coalesce(sum(length(frames)), 0) FROM idempotency_keys"
-_NAMES = "SELECT caller, endpoint, key FROM idempotency_keys"
+_NAMES = "SELECT caller, key FROM idempotency_keys"
 _FOREVER = 2**63 - 1
 
 
@@ -114,10 +109,10 @@ class Claims:
         self.crowded = asyncio.Event()
         """More than SIZE_LIMIT is kept: it is time to prune."""
 
-    def fresh(self, caller: str, endpoint: str, key: str) -> bool:
+    def fresh(self, caller: str, key: str) -> bool:
         """Whether certainly nothing stands under the key, so that `write` may follow without a `look`. Asked once: it takes note."""
-        fresh = (caller, endpoint, key) not in self._known
-        self._known.add((caller, endpoint, key))
+        fresh = (caller, key) not in self._known
+        self._known.add((caller, key))
         return fresh
 
     def write(self, claim: Claim) -> asyncio.Future[None]:
@@ -128,11 +123,11 @@ class Claims:
         name = ("idempotency_keys claim", claim.request_id)
         return self._db.put(name, Upsert(_CLAIM, _values(claim)), keep=keep, wait=strict, undo=undo)
 
-    def look(self, caller: str, endpoint: str, key: str, now_us: int) -> asyncio.Future[Kept | None]:
-        """What stands under a caller's key on a path, everything counted in that was put before. Fails with StoreError."""
+    def look(self, caller: str, key: str, now_us: int) -> asyncio.Future[Kept | None]:
+        """What stands under a caller's key, everything counted in that was put before. Fails with StoreError."""
 
         def work(connection: sqlite3.Connection) -> Kept | None:
-            row = connection.execute(_LOOK, (caller, endpoint, key, now_us)).fetchone()
+            row = connection.execute(_FIND, (caller, key, now_us)).fetchone()
             return None if row is None else _kept(row)
 
         return self._db.submit(work)
@@ -156,7 +151,7 @@ class Claims:
         return self._db.put(("idempotency_keys", kept.request_id), Upsert(_FINISH, params), wait=self._db.durability is Durability.STRICT)
 
     async def find(self, caller: str, key: str, now_us: int) -> Kept | None:
-        """The latest stream under a caller's key, else what stands there, else under a request id (whose it is, the asker must check)."""
+        """What stands under a caller's key, or under a request id (whoever it belongs to: the asker must check)."""
 
         def work(connection: sqlite3.Connection) -> Kept | None:
             row = connection.execute(_FIND, (caller, key, now_us)).fetchone() or connection.execute(_BY_ID, (key,)).fetchone()

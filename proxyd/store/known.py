@@ -16,9 +16,6 @@ ROOM = 1_000_000
 """Keys after which it is worth making anew, without those that have expired."""
 _MASK = SIZE * 8 - 1
 
-Name = tuple[str, str, str]
-"""A caller's name, a path and an Idempotency-Key."""
-
 
 class Known:
     """Begins by taking every key for known, until it has `learnt` which ones there are."""
@@ -31,12 +28,12 @@ class Known:
         """What was added since it began to learn."""
         self.count = 0
 
-    def __contains__(self, name: Name) -> bool:
+    def __contains__(self, name: tuple[str, str]) -> bool:
         """Whether this caller's key may stand in the file."""
         bits = self._bits
         return bits is None or all(bits[place >> 3] >> (place & 7) & 1 for place in _places(name))
 
-    def add(self, name: Name) -> None:
+    def add(self, name: tuple[str, str]) -> None:
         """Take note of a key that is about to be claimed."""
         self.count += 1
         for bits in (self._bits, self._young):
@@ -62,7 +59,7 @@ class Known:
         self._young, self.count = None, count
 
 
-def collect(names: Iterable[Name]) -> tuple[bytearray, int]:
+def collect(names: Iterable[tuple[str, str]]) -> tuple[bytearray, int]:
     """Mark all these keys; how many they were. For any thread."""
     bits, count = bytearray(SIZE), 0
     for name in names:
@@ -71,12 +68,12 @@ def collect(names: Iterable[Name]) -> tuple[bytearray, int]:
     return bits, count
 
 
-def _mark(bits: bytearray, name: Name) -> None:
+def _mark(bits: bytearray, name: tuple[str, str]) -> None:
     for place in _places(name):
         bits[place >> 3] |= 1 << (place & 7)
 
 
-def _places(name: Name) -> tuple[int, int, int, int]:
+def _places(name: tuple[str, str]) -> tuple[int, int, int, int]:
     # Python's own hash: 64 bits, and keyed anew in each process, so that nobody can aim.
     first = hash(name)
     step = first >> 23 | 1

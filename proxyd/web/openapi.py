@@ -127,8 +127,7 @@ SCHEMAS: dict[str, Json] = {
 _KEY_ONCE: Json = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "1 to 255 printable characters, the caller's own on each path. The same request under the same key runs once, is billed "
-    "once, and can be resumed.",
+    "description": "1 to 255 printable characters. The same request under the same key runs once, is billed once, and can be resumed.",
     "schema": {"type": "string", "maxLength": 255},
 }
 _RECEIVED: Json = {

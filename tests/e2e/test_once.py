@@ -94,24 +94,6 @@ async def test_completions_and_embeddings_have_keys_too(rig):
     assert len(rig.origin.asked("emb")) == 1
 
 
-async def test_each_path_has_keys_of_its_own(rig):
-    """Also while another path's runs: and the stream is what is found by the key."""
-    gate = Gate()
-    rig.origin.on("paths", stream(delta("a"), gate, *EVENTS[1:]))
-    rig.origin.on("paths-emb", whole(b'{"data":[]}'), whole(b"{}"))
-    first = await begun(rig, "paths", "paths")
-    embeddings = [await ask(rig.url, "/v1/embeddings", {"model": "paths-emb", "input": "x"}, Idempotency_Key="paths") for _ in range(2)]
-    assert [(answer.status, answer.body) for answer in embeddings] == [(200, b'{"data":[]}')] * 2
-    resumed = asyncio.create_task(ask(rig.url, "/v1/streams/paths", method="GET"))
-    gate.open()
-    await first.rest()
-    assert (await resumed).body == first.answer.body
-    again = await ask(rig.url, PATH, chat("paths", stream=True), Idempotency_Key="paths")
-    assert (again.body, again.headers["idempotent-replayed"]) == (first.answer.body, "true")
-    assert (len(rig.origin.asked("paths")), len(rig.origin.asked("paths-emb"))) == (1, 1)
-    await first.leave()
-
-
 # ---- the first is running
 
 
@@ -215,16 +197,17 @@ async def test_a_slow_reader_holds_nobody_else_up(rig):
 
 
 @KINDS
-async def test_another_body_or_stream_flag_is_a_conflict_that_says_what_differs(rig, streamed):
+async def test_another_body_path_or_stream_flag_is_a_conflict_that_says_what_differs(rig, streamed):
     model = f"differs-{streamed}"
     rig.origin.on(model, answering(streamed))
     await ask(rig.url, PATH, chat(model, stream=streamed), Idempotency_Key=model)
     cases = {
-        "body": chat(model, stream=streamed, temperature=1),
-        "stream": chat(model, stream=not streamed),
+        "body": (PATH, chat(model, stream=streamed, temperature=1)),
+        "stream": (PATH, chat(model, stream=not streamed)),
+        "path": ("/v1/completions", {"model": model, "prompt": "x", "stream": streamed}),
     }
-    for word, document in cases.items():
-        answer = await ask(rig.url, PATH, document, Idempotency_Key=model)
+    for word, (path, document) in cases.items():
+        answer = await ask(rig.url, path, document, Idempotency_Key=model)
         assert (answer.status, answer.headers["x-should-retry"]) == (409, "false")
         assert answer.error()["code"] == "idempotency_key_reused"
         assert word in answer.error()["message"]

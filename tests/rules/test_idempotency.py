@@ -13,6 +13,7 @@ from proxyd.rules.idempotency import ClaimState, Request, Standing, Verdict, fin
 CHAT = "/v1/chat/completions"
 FIRST = Request(CHAT, streamed=True, fingerprint=b"1")
 OTHERS = {
+    "the path was /v1/chat/completions": Request("/v1/completions", streamed=True, fingerprint=b"1"),
     "`stream` was true": Request(CHAT, streamed=False, fingerprint=b"1"),
     "the body differs": Request(CHAT, streamed=True, fingerprint=b"2"),
 }

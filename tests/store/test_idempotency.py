@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from dataclasses import replace
 
 import pytest
 
@@ -18,16 +17,15 @@ from tests.store.test_ledger import Hand
 
 NOW = 1_800_000_000_000_000
 DAY = 86_400_000_000
-CHAT = "/v1/chat/completions"
 
 
 def claim(key: str = "k", request_id: str = "r1", caller: str = "laptop", expires: int = NOW + DAY) -> Claim:
-    return Claim(caller, key, CHAT, True, b"print", request_id, 1, NOW, expires)
+    return Claim(caller, key, "/v1/chat/completions", True, b"print", request_id, 1, NOW, expires)
 
 
 def kept(key: str = "k", request_id: str = "r1", state: str = "done", body: bytes | None = b"answer", attempt: int = 1) -> Kept:
     headers = ((b"Content-Type", b"text/event-stream"), (b"X-Odd", b"caf\xe9"))
-    return Kept("laptop", key, CHAT, True, b"print", request_id, attempt, state, 200, headers, body)
+    return Kept("laptop", key, "/v1/chat/completions", True, b"print", request_id, attempt, state, 200, headers, body)
 
 
 async def start(path, durability=Durability.STRICT):
@@ -56,7 +54,7 @@ async def test_what_was_kept_comes_back_byte_for_byte(store):
     _, claims = store
     await claims.write(claim())
     await claims.finish(kept(body=bytes(range(256)) * 100), NOW + DAY)
-    assert await claims.look("laptop", CHAT, "k", NOW) == kept(body=bytes(range(256)) * 100)
+    assert await claims.look("laptop", "k", NOW) == kept(body=bytes(range(256)) * 100)
     assert await claims.find("laptop", "k", NOW) == await claims.find("anybody", "r1", NOW) == kept(body=bytes(range(256)) * 100)
 
 
@@ -68,25 +66,15 @@ async def test_a_key_that_is_taken_again_holds_the_new_request_alone(store):
     columns = "request_id, state, begun, status, headers, body"
     assert query(db.path, f"SELECT {columns} FROM idempotency_keys") == [("r2", "running", 0, None, None, None)]
     await claims.finish(kept(), NOW + DAY)  # of the first one: too late
-    assert (await claims.look("laptop", CHAT, "k", NOW)).state == "running"
+    assert (await claims.look("laptop", "k", NOW)).state == "running"
 
 
 async def test_callers_share_no_keys(store):
     _, claims = store
     await claims.write(claim())
     await claims.finish(kept(), NOW + DAY)
-    assert await claims.look("phone", CHAT, "k", NOW) is None
+    assert await claims.look("phone", "k", NOW) is None
     assert await claims.find("third", "k", NOW) is None
-
-
-async def test_paths_share_no_keys_and_a_stream_is_found_by_its_key_alone(store):
-    db, claims = store
-    await claims.write(claim())
-    await claims.write(replace(claim(request_id="r2"), endpoint="/v1/embeddings", streamed=False, created_at=NOW + 1))
-    assert (await claims.look("laptop", "/v1/embeddings", "k", NOW)).request_id == "r2"
-    assert (await claims.look("laptop", CHAT, "k", NOW)).request_id == "r1"
-    assert (await claims.find("laptop", "k", NOW)).request_id == "r1"
-    assert query(db.path, "SELECT count(*) FROM idempotency_keys") == [(2,)]
 
 
 async def test_a_look_sees_what_was_put_a_moment_ago(store):
@@ -94,7 +82,7 @@ async def test_a_look_sees_what_was_put_a_moment_ago(store):
     _, claims = store
     claims.write(claim())
     claims.finish(kept(), NOW + DAY)
-    assert await claims.look("laptop", CHAT, "k", NOW) == kept()
+    assert await claims.look("laptop", "k", NOW) == kept()
 
 
 async def test_a_claim_that_nobody_waited_for_does_not_stay_running(store):
@@ -120,7 +108,7 @@ async def test_a_crash_leaves_no_claim_running_and_its_attempts_counted(tmp_path
     await db.close()
     db, claims = await start(tmp_path / "c.db")
     assert query(db.path, "SELECT state, attempt FROM idempotency_keys") == [(state, 2)]
-    assert (await claims.look("laptop", CHAT, "k", NOW)).attempt == 2
+    assert (await claims.look("laptop", "k", NOW)).attempt == 2
     await db.close()
 
 
@@ -134,8 +122,8 @@ async def test_an_expired_claim_is_none(store):
     _, claims = store
     await claims.write(claim())
     await claims.finish(kept(), NOW + 10)
-    assert await claims.look("laptop", CHAT, "k", NOW + 9) == kept()
-    assert await claims.look("laptop", CHAT, "k", NOW + 10) is None
+    assert await claims.look("laptop", "k", NOW + 9) == kept()
+    assert await claims.look("laptop", "k", NOW + 10) is None
 
 
 async def fill(claims: Claims, count: int, size: int) -> None:
@@ -222,13 +210,13 @@ async def test_a_database_that_cannot_be_written_gives_no_claim(tmp_path):
 
 async def test_a_new_key_needs_no_look_and_a_known_one_does(store):
     db, claims = store
-    assert not claims.fresh("laptop", CHAT, "k0")  # nothing is learnt yet
+    assert not claims.fresh("laptop", "k0")  # nothing is learnt yet
     await fill(claims, 3, 10)
     await claims.prune(NOW - 1)
-    assert [claims.fresh("laptop", CHAT, key) for key in ("k1", "new", "new")] == [False, True, False]
+    assert [claims.fresh("laptop", key) for key in ("k1", "new", "new")] == [False, True, False]
     await claims.write(claim("new", "rn"))
     assert query(db.path, "SELECT state, attempt FROM idempotency_keys WHERE key = 'new'") == [("running", 1)]
-    assert (await claims.look("laptop", CHAT, "new", NOW)).request_id == "rn"
+    assert (await claims.look("laptop", "new", NOW)).request_id == "rn"
 
 
 async def test_a_claim_and_the_row_of_its_call_are_one_commit(store):
@@ -238,7 +226,7 @@ async def test_a_claim_and_the_row_of_its_call_are_one_commit(store):
     await claims.prune(NOW)
     commits = []
     db.observe = lambda _seconds, writes: commits.append(writes)
-    assert claims.fresh("laptop", CHAT, "k")
+    assert claims.fresh("laptop", "k")
     written, opened_row = claims.write(claim()), ledger.open(opened(ledger.next_id(), request_id="r1"))
     await asyncio.gather(written, opened_row)
     assert commits == [2]
@@ -250,9 +238,9 @@ async def test_what_is_known_is_made_anew_when_much_has_come_and_gone(store, mon
     await claims.prune(NOW)
     await fill(claims, 10, 10)
     for number in range(10):
-        claims.fresh("laptop", CHAT, f"k{number}")
+        claims.fresh("laptop", f"k{number}")
     await claims.prune(NOW + 4)  # listens for one round
-    assert not claims.fresh("laptop", CHAT, "k2")
-    claims.fresh("laptop", CHAT, "meanwhile")
+    assert not claims.fresh("laptop", "k2")
+    claims.fresh("laptop", "meanwhile")
     await claims.prune(NOW + 4)
-    assert [claims.fresh("laptop", CHAT, key) for key in ("k1", "k7", "meanwhile")] == [True, False, False]
+    assert [claims.fresh("laptop", key) for key in ("k1", "k7", "meanwhile")] == [True, False, False]
