@@ -1,6 +1,7 @@
 """A crowd of streams through the daemon, each begun and then silent: the origin that serves it, in a process of its own, and its clients.
 
-The origin notes when each connection ends, by the model's name, on the clock that all processes share (CLOCK_MONOTONIC).
+A model whose name begins with `flood` is sent without end, as fast as it is read; `fine` is answered at once, whole. The origin notes when
+each connection ends, by the model's name, on the clock that all processes share (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import contextlib
 import multiprocessing
 import re
 import resource
+import socket
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tests.e2e.client import chat, request
-from tests.origin import delta, head
+from tests.origin import completion, delta, head
 from tests.process import Daemon, settings
 
 if TYPE_CHECKING:
@@ -30,23 +32,46 @@ _FIRST = delta("a")
 _BEGUN = head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}) + b"%x\r\n%b\r\n" % (len(_FIRST), _FIRST)
 
 
+_PADDING = b'data: {"choices":[],"padding":"%b"}\n\n' % (b"x" * 16_000)  # no text, which would be kept to be counted
+_MORE = b"%x\r\n%b\r\n" % (len(_PADDING), _PADDING)
+_WHOLE = completion("hi")
+_FINE = head(200, {"content-type": "application/json", "content-length": str(len(_WHOLE))}) + _WHOLE
+
+
 class _Silent(asyncio.Protocol):
-    """Begins a stream for each request, and says nothing more."""
+    """Begins a stream for each request, and says nothing more, or much."""
 
     ended: dict[str, float] = {}  # noqa: RUF012 - of this process, which is the origin's alone
+    poured: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self._seen = b""
         self._model = ""
+        self._full = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._seen += data
         if (found := _MODEL.search(self._seen)) is not None and self._seen.endswith(b"}"):
             self._model, self._seen = found[1].decode(), b""
-            self._transport.write(_BEGUN)  # type: ignore[attr-defined]
+            self._transport.write(_FINE if self._model == "fine" else _BEGUN)
+            self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._pour()
+
+    def _pour(self) -> None:
+        if self._model.startswith("flood") and not self._full and not self._transport.is_closing():
+            self._transport.write(_MORE)
+            self.poured[self._model] = self.poured.get(self._model, 0) + len(_MORE)
+            if not self._full:
+                asyncio.get_running_loop().call_soon(self._pour)
 
     def eof_received(self) -> None:
         self.ended.setdefault(self._model, time.monotonic())
@@ -57,10 +82,12 @@ class _Silent(asyncio.Protocol):
 
 def _serve(pipe: Connection) -> None:
     async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(_Silent, "127.0.0.1", 0, backlog=4096)
+        sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)  # so that what was poured is not here, but at the daemon
+        server = await asyncio.get_running_loop().create_server(_Silent, sock=sock)
         pipe.send(server.sockets[0].getsockname()[1])
-        while await asyncio.to_thread(pipe.recv) == "ended":
-            pipe.send(dict(_Silent.ended))
+        while True:
+            pipe.send(dict(_Silent.ended if await asyncio.to_thread(pipe.recv) == "ended" else _Silent.poured))
 
     raise_limit()
     with contextlib.suppress(EOFError):
@@ -105,14 +132,19 @@ class Crowd:
         self.pipe.send("ended")
         return self.pipe.recv()
 
+    def poured(self) -> dict[str, int]:
+        """How many bytes of each flood the origin has handed over; its own buffers hold 128 KiB of that at most."""
+        self.pipe.send("poured")
+        return self.pipe.recv()
+
     def descriptors(self) -> int:
         """What the daemon has open."""
         return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
 
 
 @contextlib.contextmanager
-def crowd() -> Iterator[Crowd]:
-    """Start both, and end both."""
+def crowd(**more: object) -> Iterator[Crowd]:
+    """Start both, and end both; `more` are limits."""
     raise_limit()
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
@@ -120,7 +152,7 @@ def crowd() -> Iterator[Crowd]:
     port = ours.recv()
     with tempfile.TemporaryDirectory(prefix="proxyd-crowd-") as folder:
         upstream = {"kind": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "max_connections": 50_000}
-        limits = {"streams": 50_000, "connections_per_address": 50_000}
+        limits = {"streams": 50_000, "connections_per_address": 50_000, **more}
         config = settings(upstreams={"origin": upstream}, models={"*": "origin"}, limits=limits, streams={"ping": "off"})
         daemon = Daemon(Path(folder), config).start()
         with contextlib.suppress(PermissionError, ValueError):  # as a unit's LimitNOFILE would
