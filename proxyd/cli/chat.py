@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from proxyd.cli import CONFIG_PLACES, Failed, WrongUsage
@@ -42,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
     environ = environment()
     settings = Settings(_url(args, environ), args.key or environ.get("PROXYD_KEY", ""), args.model, max_delay_ms=args.delay)
+    waiting = _Waiting()
     try:
-        with Client(settings) as client:
-            _talk(client, args)
+        with Client(settings, sleep=waiting) as client:
+            _talk(client, args, waiting)
     except Failure as failure:
         raise Failed(f"{settings.url}: {failure}") from None
     except ValueError as error:
@@ -52,10 +54,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _talk(client: Client, args: argparse.Namespace) -> None:
+class _Waiting:
+    """Sleeps until the next attempt, and says why there is one."""
+
+    answer: Answer[Iterator[str]] | None = None
+
+    def __call__(self, seconds: float) -> None:
+        trouble = self.answer.turn.trouble if self.answer is not None else None
+        sys.stderr.write(f"[{trouble or 'Nothing comes.'} The next attempt is in {seconds:g} s; Ctrl-C gives up.]\n")
+        sys.stderr.flush()
+        time.sleep(seconds)
+
+
+def _talk(client: Client, args: argparse.Namespace, waiting: _Waiting) -> None:
     chat = client.chat(args.system)
     for question in [args.prompt] if args.prompt is not None else _lines():
-        answer = chat.send(question)
+        waiting.answer = answer = chat.send(question)
         for text in answer:
             sys.stdout.write(text)
             sys.stdout.flush()

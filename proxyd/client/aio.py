@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from yarl import URL
 
-from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, request
+from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, broken, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -70,8 +70,8 @@ class AsyncClient:
                                 yield text
                         for text in turn.end():
                             yield text
-            except _BROKEN:
-                pause = turn.cut()
+            except _BROKEN as error:
+                pause = turn.cut(broken(error))
             if pause:
                 await self._sleep(pause)
 

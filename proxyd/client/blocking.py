@@ -6,7 +6,7 @@ import http.client
 import time
 from typing import TYPE_CHECKING, Self
 
-from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, request
+from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, broken, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,9 +62,9 @@ class Client:
                     while data := response.read1(65536):
                         yield from turn.feed(data)
                     yield from turn.end()
-            except _BROKEN:
+            except _BROKEN as error:
                 self.close()
-                pause = turn.cut()
+                pause = turn.cut(broken(error))
             except (Failure, GeneratorExit):
                 self.close()
                 raise

@@ -87,6 +87,7 @@ class Turn:
         "sent",
         "text",
         "tool_calls",
+        "trouble",
         "usage",
     )
 
@@ -105,6 +106,8 @@ class Turn:
         """Frames that have come, keep-alives included."""
         self.sent = self.came = 0
         """Bytes of bodies, up and down."""
+        self.trouble: Failure | None = None
+        """Why the last attempt was cut short; what is raised when patience ends."""
         self.text = ""
         self.reasoning = ""
         self.finish_reason: str | None = None
@@ -154,13 +157,14 @@ class Turn:
             self.tool_calls = dict(enumerate(choice.message.tool_calls))
         return [self.text] if self.text else []
 
-    def cut(self) -> float:
-        """The line broke, or could not be had. Returns how many seconds to wait; raises Failure when patience ends."""
+    def cut(self, trouble: Failure | None = None) -> float:
+        """The line broke, or could not be had, for a reason. Returns how many seconds to wait; raises it when patience ends."""
+        self.trouble = trouble or Failure("The connection broke.")
         self._reader = FrameReader(MAX_ANSWER)  # a frame that came in part comes again, whole
         self._unary.clear()
         self._idle += 1
         if self._idle > self._patience:
-            raise Failure("The connection broke, again and again.")
+            raise self.trouble
         return 0.0 if self._idle == 1 else min(0.25 * 2**self._idle, 30.0)
 
     def refused(self, status: int, body: bytes) -> float:
@@ -168,13 +172,10 @@ class Turn:
         if status == 404 and self._began and not self.received:
             self._began = False  # the line broke before the question arrived: ask again, under the same handle
             return self.cut()
+        trouble = _refusal(status, body)
         if status in RETRIED:
-            return self.cut()
-        try:
-            error = parse(chat_pb2.Error, body)
-        except ProxyError:
-            raise Failure(f"The server answered {status}.", code="bad_answer", status=status) from None
-        raise Failure(error.message or f"The server answered {status}.", code=error.code, status=status)
+            return self.cut(trouble)
+        raise trouble
 
     def _frame(self, frame: chat_pb2.ChatCompletionChunk) -> str:
         self.received += 1
@@ -193,6 +194,20 @@ class Turn:
         self.reasoning += frame.reasoning
         self.text += frame.content
         return frame.content
+
+
+def _refusal(status: int, body: bytes) -> Failure:
+    """What an answer outside 2xx says: proxyd's own words, or those of a front that is not proxyd."""
+    try:
+        error = parse(chat_pb2.Error, body)
+    except ProxyError:
+        error = chat_pb2.Error(code="bad_answer")
+    return Failure(error.message or f"The server answered {status}.", code=error.code, status=status)
+
+
+def broken(error: Exception) -> Failure:
+    """What an error of the transport says."""
+    return Failure(f"The connection broke: {getattr(error, 'strerror', None) or error or type(error).__name__}.")
 
 
 P = TypeVar("P")

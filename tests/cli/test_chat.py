@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
+from bench.children import free_port
 from tests.origin import DONE, delta, stream, usage_event, whole
 from tests.process import KEY, ROOT
 
@@ -46,3 +48,13 @@ def test_what_goes_wrong_is_one_line(daemon, origin):
         done = chat(daemon, *arguments)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "" if code == 2 else done.stdout, 1), done.stderr
         assert told in done.stderr
+
+
+def test_while_nobody_answers_it_says_so_and_waits(daemon):
+    command = [sys.executable, "-m", "proxyd", "chat", "m", "a", "--url", f"http://127.0.0.1:{free_port()}"]
+    env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "PROXYD_KEY": KEY}
+    with subprocess.Popen(command, cwd=daemon.folder, env=env, stderr=subprocess.PIPE, text=True) as waiting:
+        told = waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(30) == 130
+    assert told == "[The connection broke: Connection refused. The next attempt is in 1 s; Ctrl-C gives up.]\n"

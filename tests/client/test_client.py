@@ -173,6 +173,10 @@ def test_patience_ends(kind: str) -> None:
     with pytest.raises(Failure) as failed:
         talk(kind, script, "stream", "Count")
     assert (failed.value.code, len(script.requests) >= 8) == ("connection", True)
+    body = pb.Error(message="proxyd is shutting down.", code="draining").SerializeToString()
+    with pytest.raises(Failure, match="shutting down") as failed:
+        talk(kind, Script([Step(body, 503)]), "stream", "Count")
+    assert (failed.value.code, failed.value.status) == ("draining", 503)
 
 
 @BOTH
