@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxyd.model import LedgerRow, State
@@ -84,6 +84,8 @@ class Exchange:
     row: LedgerRow | None = None
     """The ledger row of the running attempt, from its `open` until it is settled."""
     answer: Answer | None = None
+    earlier: list[asyncio.Future[None]] = field(default_factory=list)
+    """The rows of attempts that failed, on their way to the disk."""
 
     # set by relay and handler
     held: bytes = b""

@@ -28,23 +28,23 @@ WORKING = frozenset({"upstream_cut", "upstream_timeout", "upstream_incomplete", 
 
 
 class OnDisk:
-    """Await it to know that the row is on disk. Being cancelled meanwhile cancels nobody but the waiter."""
+    """Await it to know that the rows are on disk. Being cancelled meanwhile cancels nobody but the waiter."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_futures",)
 
-    def __init__(self, future: asyncio.Future[None] | None = None) -> None:
-        self._future = future
+    def __init__(self, *futures: asyncio.Future[None] | None) -> None:
+        self._futures = futures
 
     def __await__(self) -> Generator[object, None, None]:
-        """Wait for the commit."""
-        future = self._future
-        if future is not None and not future.done():
-            # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
-            yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
+        """Wait for the commits."""
+        for future in self._futures:
+            if future is not None and not future.done():
+                # Only counting runs in a task, which must not be cancelled with its waiter; the ledger's futures do not mind.
+                yield from (asyncio.shield(future) if isinstance(future, asyncio.Task) else future).__await__()
 
 
 def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
-    """Settle an exchange once; later calls do nothing."""
+    """Settle an exchange once; later calls do nothing. What comes back waits for the attempts that failed before, too."""
     if ex.settled:
         return OnDisk()
     ex.settled = True
@@ -53,7 +53,7 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
     if row is None:
         runtime.observe(ex, None)
         _free(ex, runtime)
-        return OnDisk(runtime.running.finish(ex, runtime))
+        return OnDisk(runtime.running.finish(ex, runtime), *ex.earlier)
     row.state, row.error = ex.outcome()
     if row.error is not None and TABLE[row.error].blame is Blame.UPSTREAM:
         runtime.metrics.attempt_failed(ex.label, row.upstream, row.error, again=False)
@@ -68,21 +68,21 @@ def settle(ex: Exchange, runtime: Runtime) -> OnDisk:
         runtime.memory.keep(ex)  # in the same group commit
     else:
         runtime.running.finish(ex, runtime)  # at once: who tries again must find it
-    return _close(ex, row, ex.answer, runtime)
+    return OnDisk(_close(ex, row, ex.answer, runtime), *ex.earlier)
 
 
-def settle_attempt(ex: Exchange, error: ProxyError, runtime: Runtime) -> OnDisk:
+def settle_attempt(ex: Exchange, error: ProxyError, runtime: Runtime) -> None:
     """Settle an attempt that failed before anything reached the client; another may follow."""
     _leave(ex, error, runtime)
     if ex.answer is not None:
         ex.answer.close()
     row, ex.row = ex.row, None
     if row is None:
-        return OnDisk()
+        return
     row.state, row.error = State.FAILED, error.code
     answer = ex.answer
     row.status = answer.status if answer is not None and answer.status >= 400 else error.status
-    return _close(ex, row, answer, runtime, last=False)
+    ex.earlier.append(_close(ex, row, answer, runtime, last=False))
 
 
 def _leave(ex: Exchange, error: ProxyError | None, runtime: Runtime) -> None:
@@ -105,7 +105,7 @@ class _Closing:
     """No attempt follows."""
 
 
-def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime, *, last: bool = True) -> OnDisk:
+def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime, *, last: bool = True) -> asyncio.Future[None]:
     """Fill in what was read, counting what the upstream did not report, price it, and enqueue."""
     clock = runtime.clock
     row.settled_at = clock.now_us()
@@ -113,10 +113,10 @@ def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime
     closing = _Closing(ex, row, None if ex.upstream is None else ex.upstream.base_url, last)
     text = _facts(ex, row, answer)
     if row.tokens_source is Source.NONE and text is not None:
-        return OnDisk(_later(ex, _count(closing, text, runtime), runtime))
+        return _later(ex, _count(closing, text, runtime), runtime)
     if not price_now(ex, row, closing.address, runtime):
-        return OnDisk(_later(ex, _price(closing, runtime), runtime))
-    return OnDisk(_enqueue(closing, runtime))
+        return _later(ex, _price(closing, runtime), runtime)
+    return _enqueue(closing, runtime)
 
 
 def _enqueue(closing: _Closing, runtime: Runtime) -> asyncio.Future[None]:

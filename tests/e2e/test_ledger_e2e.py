@@ -53,6 +53,23 @@ async def test_a_broken_stream_is_settled_before_its_error_event_arrives(rig):
     await visit.leave()
 
 
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        (whole(b"{}", status=422), 422),  # told as it came
+        ([Ending.CLOSE], 502),  # the upstream was at work: what it has read is counted, in a thread
+    ],
+)
+async def test_attempts_that_failed_are_settled_before_the_error_arrives(rig, script, status):
+    model = f"failing-{status}"
+    rig.origin.on(model, script)
+    for _ in range(4):
+        visit = await (await Visit.open(rig.url)).post(PATH, chat(model))
+        assert (await visit.head()).status == status
+        assert {row["state"] for row in rig.daemon.rows(model)} == {"failed"}
+        await visit.leave()
+
+
 async def test_kill_9_in_mid_stream_is_interrupted_at_the_next_start(daemon, origin):
     """What was known of a running stream (checkpointed once a second) is kept and billed."""
     gate = Gate()
