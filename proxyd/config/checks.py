@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxyd.config.read import Draft, Path
     from proxyd.config.schema import Budget, Otel, Price
 
-RETRY_WORDS = ("connect", "timeout")
+RETRY_WORDS = ("connect", "timeout", "5xx")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:-preview)?")
 _VISIBLE = re.compile("[\x21-\x7e]+")
 _VALUE = re.compile("[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -190,7 +190,7 @@ def _retry(draft: Draft, at: Path, condition: str | int) -> None:
         if not 400 <= condition <= 599:
             draft.mistake(at, f"{draft.written(at)} is not a status worth a retry; those are 400 to 599")
     elif condition not in RETRY_WORDS:
-        draft.mistake(at, f"{draft.written(at)} is not connect, timeout or a status{meant(condition, RETRY_WORDS)}")
+        draft.mistake(at, f"{draft.written(at)} is not connect, timeout, 5xx or a status{meant(condition, RETRY_WORDS)}")
 
 
 def _pattern(draft: Draft, at: Path | Scalar, pattern: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from msgspec import inspect
 
 from proxyd.config import units
+from proxyd.config.checks import RETRY_WORDS
 from proxyd.config.schema import Config, Kind, Model, Target, Upstream
 from proxyd.config.shape import Shape, shape_of_config
 
@@ -82,7 +83,7 @@ def _value(shape: Shape, definitions: Document) -> Document:
     if isinstance(shape.core, inspect.AnyType):
         return {}
     if isinstance(shape.core, inspect.UnionType):  # retry.on
-        return {"anyOf": [{"enum": ["connect", "timeout"]}, dict(_STATUS), {"type": "string", "pattern": _REFERENCE}]}
+        return {"anyOf": [{"enum": list(RETRY_WORDS)}, dict(_STATUS), {"type": "string", "pattern": _REFERENCE}]}
     return _single(shape)
 
 

@@ -141,9 +141,9 @@ class Retry(_Section, frozen=True):
     """When to try again, and how often, before a byte of the answer went out."""
 
     attempts: Annotated[int, _about("upstream calls in all"), Meta(ge=1, le=10)] = 3
-    on: Annotated[tuple[str | int, ...], _about("connect, timeout, and HTTP statuses from 400 to 599")] = (
+    on: Annotated[tuple[str | int, ...], _about("connect, timeout, 5xx, and HTTP statuses from 400 to 599")] = (
         *("connect", "timeout"),
-        *(429, 500, 502, 503, 504, 529),
+        *(429, "5xx"),
     )
 
 

@@ -7,7 +7,9 @@ tried; afterwards there is no way back here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 from typing import TYPE_CHECKING
 
 from proxyd.errors import Blame, ProxyError
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from proxyd.rules.routes import Target
 
 log = logging.getLogger(__name__)
+REFUSAL_TIME = 5.0
+"""Seconds that an error document may take from its first byte to its last."""
+_ERROR = re.compile(rb'\{\s*"error"\s*:\s*[{"\[]')
 
 
 async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
@@ -157,6 +162,7 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
             raise answer.failure
         if answer.over and not answer.ready and answer.meter is not None and not answer.meter.begun:
             raise ProxyError("upstream_incomplete", "The upstream's answer is empty.")
+        await _judge_document(answer, secret)
         return answer
     if 300 <= answer.status < 400:
         raise ProxyError("upstream_bad_response", "The upstream answered with a redirect, which proxyd does not follow.")
@@ -164,6 +170,17 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
     error = refusal(answer.status, body, secret)
     error.retry_after = retry_after(answer.headers, runtime.clock.now_us() / 1e6)
     raise error
+
+
+async def _judge_document(answer: Answer, secret: str | None) -> None:
+    """Give up a document that begins as no answer does, while another upstream may be tried."""
+    opening = answer.meter.opening if answer.meter is not None else b""
+    if opening and opening[:1] not in b"{[":
+        raise ProxyError("upstream_bad_response", "The upstream's answer is not a JSON document.")
+    if _ERROR.match(opening):
+        await _patiently(answer)
+        if answer.over and answer.failure is None and answer.had_error and answer.meter is not None:
+            raise in_band(answer.meter.last_error, secret)
 
 
 async def _refusal_body(answer: Answer) -> bytes:
@@ -178,13 +195,17 @@ async def _refusal_body(answer: Answer) -> bytes:
             answer.fail(ProxyError("upstream_bad_response", "The upstream's error answer has no end."))
 
     answer.push = take
-    try:
-        async with asyncio.timeout(5.0):
-            await answer.ended()
-    except TimeoutError:
-        answer.close()
+    await _patiently(answer)
+    answer.close()
     held = answer.meter.take_held() if answer.meter is not None else b""
     return b"".join([*answer.ready, held])[:REFUSAL_LIMIT]
+
+
+async def _patiently(answer: Answer) -> None:
+    """Wait for the end of an error document: it is short, or it is cut short."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REFUSAL_TIME):
+            await answer.ended()
 
 
 def _row(ex: Exchange, runtime: Runtime, target: Target) -> LedgerRow:

@@ -145,7 +145,8 @@ def _worth_it(policy: Retry, error: ProxyError) -> bool:
     if error.code == "upstream_timeout":
         return "timeout" in policy.on
     # What is no status of the upstream's own (cut, unreadable, an error inside a 200) counts as the 502 it is to the client.
-    return (error.blame is Blame.UPSTREAM or error.code == "upstream_refused") and error.status in policy.on
+    named = error.status in policy.on or ("5xx" in policy.on and error.status >= 500)
+    return named and (error.blame is Blame.UPSTREAM or error.code == "upstream_refused")
 
 
 def _never_again(error: ProxyError) -> bool:

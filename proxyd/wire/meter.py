@@ -18,6 +18,8 @@ from proxyd.wire.sse import NDJSON, SSE, Frame, whole_events
 if TYPE_CHECKING:
     from proxyd.wire.usage import Fault
 
+OPENING = 512
+"""Bytes of a document that tell what it is."""
 _SSE_TYPES = frozenset({"text/event-stream"})
 _NDJSON_TYPES = frozenset(
     {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines"}
@@ -180,6 +182,12 @@ class Meter:
     def had_error(self) -> bool:
         """The answer is an error, or an error came inside it."""
         return self.status >= 400 or self._answer.fault is not None
+
+    @property
+    def opening(self) -> bytes:
+        """How the document begins, as far as it is there and can be read; nothing of a stream."""
+        body = self._held if self._inflater is None else self._body
+        return b"" if self._frames is not None or self._opaque else bytes(body[:OPENING]).removeprefix(_BOM).lstrip(_BLANKS)
 
     @property
     def last_error(self) -> Fault | None:

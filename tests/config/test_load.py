@@ -179,7 +179,7 @@ MISTAKES = [
     (
         BASE + "  x: {upstream: ollama, retry: {on: [conect, 42]}}\n",
         [
-            "7:38: 'conect' is not connect, timeout or a status; did you mean 'connect'?",
+            "7:38: 'conect' is not connect, timeout, 5xx or a status; did you mean 'connect'?",
             "7:46: '42' is not a status worth a retry; those are 400 to 599",
         ],
     ),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.client import PATH, Answer, Visit, ask, becomes, chat, happens
 from tests.e2e.conftest import Rig, at, rigged
-from tests.origin import DONE, GOOD, Ending, Gate, Origin, Request, Script, completion, delta, event, stream, whole
+from tests.origin import DONE, GOOD, Ending, Gate, Origin, Request, Script, completion, delta, event, head, stream, whole
 
 ERROR = {"error": {"message": "Overloaded for now.", "type": "server_error", "param": None, "code": "overloaded"}}
 
@@ -102,6 +102,26 @@ FIRST_FAILS = {
     "comment-then-error": stream(b": OPENROUTER PROCESSING\n\n", event(ERROR)),
     "cut-before-an-event": stream(b'data: {"choi', ending=Ending.CLOSE),
 }
+
+
+_TOLD = json.dumps(ERROR, indent=1).encode()
+NO_ANSWERS = {
+    "only-an-error": (whole(_TOLD), "upstream_error"),
+    "an-error-in-pieces": ([head(200, {"content-length": str(len(_TOLD))}) + _TOLD[:20], 0.05, _TOLD[20:]], "upstream_error"),
+    "a-page": (whole(b"\n<!doctype html><title>Welcome</title>", headers={"content-type": "text/html"}), "upstream_bad_response"),
+}
+
+
+@pytest.mark.parametrize("failure", NO_ANSWERS)
+async def test_a_document_that_begins_as_no_answer_does_leaves_it_to_the_second_upstream(pair, failure):
+    script, error = NO_ANSWERS[failure]
+    pair.plays(script, whole(completion("hello")))
+    answer = await pair.ask()
+    assert (answer.status, answer.body) == (200, completion("hello"))
+    assert [(row["upstream"], row["state"], row["error"]) for row in pair.settled(2)] == [
+        (pair.one, "failed", error),
+        (pair.two, "done", None),
+    ]
 
 
 @pytest.mark.parametrize("failure", FIRST_FAILS)

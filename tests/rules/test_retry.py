@@ -44,6 +44,7 @@ def test_the_first_try_is_the_first_target_at_once() -> None:
         failed(A, "upstream_incomplete"),
         failed(A, "upstream_error", status=500),
         failed(A, "upstream_overloaded", status=429, retry_after=50.0),
+        failed(A, "upstream_error", status=501),
         failed(A, "upstream_overloaded", status=529),
         failed(A, "upstream_auth"),
         failed(A, "upstream_error", status=429, retry=False),
@@ -59,7 +60,6 @@ def test_after_a_failure_of_the_upstream_the_next_one_is_tried_at_once(failure: 
     [
         failed(A, "upstream_refused", status=400),
         failed(A, "upstream_refused", status=404),
-        failed(A, "upstream_error", status=501),
         failed(A, "upstream_error", status=409),
         failed(A, "client_gone"),
         failed(A, "internal"),
@@ -82,6 +82,9 @@ def test_what_the_route_does_not_name_is_final(failure: Attempt) -> None:
         ((502,), failed(A, "upstream_cut"), True),
         ((404,), failed(A, "upstream_refused", status=404), True),
         ((429,), failed(A, "upstream_overloaded", status=503), False),
+        ((500, 502), failed(A, "upstream_error", status=501), False),
+        (("5xx",), failed(A, "upstream_error", status=520), True),
+        (("5xx",), failed(A, "upstream_error", status=429), False),
     ],
 )
 def test_the_route_says_what_is_worth_another_try(on: tuple, failure: Attempt, *, again: bool) -> None:
