@@ -17,6 +17,7 @@ from proxyd.flow.claims import Running
 from proxyd.flow.health import Health
 from proxyd.flow.keyring import Keyring
 from proxyd.flow.memory import Memory
+from proxyd.flow.once import Once
 from proxyd.flow.runtime import Runtime, Snapshot
 from proxyd.rules import bearer
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
@@ -155,6 +156,7 @@ async def runtime(config: Config, database: Database, keyring: Keyring, clock: C
     made.tracer = tracer(config)
     made.database = database
     made.memory = Memory(Conversations(database))
+    made.once = Once(claims)
     metrics = made.metrics
     know(made)
     metrics.ledger_recovered(recovered)

@@ -109,8 +109,8 @@ class Running:
             first = await _other(entry)
             if first is None:
                 continue  # it did not come to run: look again
-            standing = _standing(first) if isinstance(first, Kept) else Standing(first.request, ClaimState.RUNNING, first.attempt)  # type: ignore[arg-type]  # set beside the key
-            verdict = judge(standing, request, on_broken)
+            found = standing(first) if isinstance(first, Kept) else Standing(first.request, ClaimState.RUNNING, first.attempt)  # type: ignore[arg-type]  # set beside the key
+            verdict = judge(found, request, on_broken)
             ex.broadcast = _again(first) if isinstance(first, Kept) else first.broadcast
             return verdict
         mine: asyncio.Future[Exchange | Kept] = asyncio.get_running_loop().create_future()
@@ -260,7 +260,7 @@ class Running:
                 "ledger_unavailable", "proxyd cannot read its claims now; nothing was sent to an upstream.", retry_after=2
             ) from None
         # What is `running` on disk and not here ended without being written (a failing disk): it is worth another try.
-        if judge(_standing(found), ex.request, ex.snapshot.config.idempotency.on_broken) is Verdict.REPLAY:
+        if judge(standing(found), ex.request, ex.snapshot.config.idempotency.on_broken) is Verdict.REPLAY:
             return found
         ex.attempt = found.attempt if found is not None else 0
         return None
@@ -319,7 +319,8 @@ def _claim(ex: Exchange, runtime: Runtime) -> Claim:
     return Claim(ex.caller.name, ex.key, request.endpoint, request.streamed, request.fingerprint, ex.request_id, ex.attempt, now, expires)
 
 
-def _standing(found: Kept | None) -> Standing | None:
+def standing(found: Kept | None) -> Standing | None:
+    """What a row says to `judge`."""
     if found is None:
         return None
     state = ClaimState(found.state)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from proxyd.flow.health import Health
     from proxyd.flow.keyring import Keyring
     from proxyd.flow.memory import Memory
+    from proxyd.flow.once import Once
     from proxyd.model import Caller, Endpoint, LedgerRow
     from proxyd.rules.auth import Keys
     from proxyd.rules.price import Quote
@@ -136,6 +137,7 @@ class Runtime:
         self.ledger = ledger
         self.running = running
         self.memory: Memory
+        self.once: Once
         self.database: Database
         self.keyring: Keyring
         """Set once by who puts everything together, as the doors are."""

@@ -18,7 +18,7 @@ ANY = "*"
 MAX_AGE = 600
 """Seconds that a browser may keep what it was told ahead of a request."""
 EXPOSED = (
-    *("X-Request-Id", "Upstream-Request-Id", "X-Proxyd-Cost", "Idempotent-Replayed", "Stream-Events", "Stream-State"),
+    *("X-Request-Id", "Upstream-Request-Id", "X-Proxyd-Cost", "Idempotent-Replayed", "Preference-Applied", "Stream-Events", "Stream-State"),
     *("Retry-After", "retry-after-ms", "x-should-retry"),
     *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     *("openai-processing-ms", "openai-version", "openai-model"),
@@ -27,6 +27,7 @@ EXPOSED = (
 
 _TOKENS = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}){0,49}")
 _EXPOSED = ", ".join(EXPOSED).encode()
+_EXPOSABLE = frozenset(name.lower().encode() for name in EXPOSED)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -39,6 +40,13 @@ def shared(cors: Cors, origin: str | None) -> Headers:
         return [(b"Vary", b"Origin")]  # a cache must not hand this to a page that may read it
     found = [(b"Access-Control-Allow-Origin", origin.encode("ascii")), (b"Access-Control-Expose-Headers", _EXPOSED), (b"Vary", b"Origin")]
     return [*found, (b"Access-Control-Allow-Credentials", b"true")] if cors.credentials else found
+
+
+def lean(told: Headers, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Shorten what `shared` said to what an answer has, where bytes count: the whole list is longer than a short answer."""
+    present = b", ".join(name for name, _ in headers if name.lower() in _EXPOSABLE)
+    found = [(name, value) for name, value in told if name != b"Access-Control-Expose-Headers"]
+    return [*found, (b"Access-Control-Expose-Headers", present)] if present and len(found) < len(told) else found
 
 
 def preflight(methods: Iterable[str], wanted: str | None) -> Headers:

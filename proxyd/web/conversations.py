@@ -10,10 +10,14 @@ import orjson
 
 from proxyd.errors import ProxyError
 from proxyd.flow.admit import authenticate
+from proxyd.flow.claims import REPLAYED, key_in
 from proxyd.flow.memory import not_found
+from proxyd.rules.idempotency import fingerprint
 from proxyd.store.conversations import LATEST, Turn
 from proxyd.store.db import StoreError
+from proxyd.store.idempotency import Claim
 from proxyd.web.document import JSON, tell
+from proxyd.wire import canonical
 from proxyd.wire.negotiate import negotiate
 from proxyd.wire.proto import name_text
 from proxyd.wire.turn import MAX_MESSAGES
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
     from proxyd.store.conversations import Stored
     from proxyd.web.downstream import Downstream
 
+    Headers = tuple[tuple[bytes, bytes], ...]
+
 LINES = (b"Content-Type", b"application/jsonl")
+PATH = "/v1/conversations"
 MAX_PAGE = 100
 EXPORTED_AT_ONCE = 20
 """Conversations that are read for one piece of an export."""
@@ -42,6 +49,7 @@ class _Begin(msgspec.Struct, forbid_unknown_fields=True):
 async def begin(runtime: Runtime, down: Downstream, _argument: str) -> None:
     """Begin a conversation; a body may bring the model and the first messages, a system prompt for instance."""
     caller = await authenticate(runtime, down)
+    key = key_in(down.headers)
     runtime.check_room()
     limits = runtime.snapshot.config.limits
     negotiate(down.kind, None, speaks_protobuf=False)
@@ -55,13 +63,29 @@ async def begin(runtime: Runtime, down: Downstream, _argument: str) -> None:
         raise ProxyError("invalid_json", "The body is not valid JSON.") from None
     if len(messages) > MAX_MESSAGES:
         raise ProxyError("invalid_request", f"A conversation has at most {MAX_MESSAGES} messages.", param="messages")
-    name, now = name_text(os.urandom(12)), runtime.clock.now_us()
-    turn = Turn(caller.name, name, None, 0, messages, asked.model, "{}", down.request_id, now)
-    try:
-        await runtime.memory.store.create(turn)
-    except StoreError:
-        raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
-    tell(down, {"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+
+    now = runtime.clock.now_us()
+
+    async def make() -> tuple[Headers, bytes]:
+        name = name_text(os.urandom(12))
+        turn = Turn(caller.name, name, None, 0, messages, asked.model, "{}", down.request_id, now)
+        try:
+            await runtime.memory.store.create(turn)
+        except StoreError:
+            raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
+        return (JSON,), orjson.dumps({"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+
+    if key is None:
+        down.reply(200, *await make())
+        return
+    config, condensed = runtime.snapshot.config, fingerprint(canonical.plain(body or b"{}"))
+    expires = now + int(config.storage.retain.idempotency * 1e6)
+    claim = Claim(caller.name, key, PATH, False, condensed, down.request_id, 1, now, expires)
+    kept, before = await runtime.once.answer(claim, config.idempotency.on_broken, make)
+    if before:
+        runtime.metrics.replayed()
+    down.request_id = kept.request_id
+    down.reply(200, [*kept.headers, *(REPLAYED if before else ())], kept.body or b"")
 
 
 async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 
 from proxyd.errors import ProxyError
-from proxyd.rules.cors import merged
+from proxyd.rules.cors import lean, merged
 from proxyd.web.compressed import Compressed
 from proxyd.web.connection import ClientConnection, Sent
 from proxyd.web.paced import Paced
@@ -340,10 +340,13 @@ class Downstream:
             b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown")),
             b"Date: " + self._connection.listener.date(self._clock.now_us() // 1_000_000),
         ]
-        if self.encoder is None or not self.encoder.lean:
+        shared = self.shared
+        if self.encoder is not None and self.encoder.lean:
+            shared = lean(shared, headers)
+        else:
             lines.append(b"X-Request-Id: " + self.request_id.encode())
             lines += [b"%b: %b" % header for header in self.notes()]
-        lines += [b"%b: %b" % header for header in (merged(headers, self.shared) if self.shared else headers)]
+        lines += [b"%b: %b" % header for header in (merged(headers, shared) if shared else headers)]
         lines += [b"%b: %b" % header for header in framing]
         if not self._keep_alive:
             lines.append(b"Connection: close")

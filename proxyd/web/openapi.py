@@ -26,6 +26,11 @@ OPEN = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """What needs no key."""
 _NAMES = {"/v1/models/": "model", "/v1/streams/": "id", "/v1/conversations/": "id"}
 """What the rest of a path is called, by its beginning."""
+_ARGUMENTS = {
+    "/v1/models/": "May hold slashes.",
+    "/v1/streams/": "The X-Request-Id, or the Idempotency-Key it was begun with.",
+    "/v1/conversations/": "The `conversation_id`.",
+}
 _ID = {"name": "X-Request-Id", "description": "proxyd's own id of the exchange: what its log, its ledger and resuming know it by"}
 
 
@@ -165,6 +170,7 @@ DETAILS: dict[tuple[str, str], Json] = {
     ("POST", "/v1/completions"): {"request": "CompletionRequest", "answer": "Answer", "streams": True},
     ("POST", "/v1/embeddings"): {"request": "EmbeddingRequest", "answer": "Answer", "messages": _EMBEDDINGS},
     ("POST", "/v1/embeddings.pb"): {"messages": _EMBEDDINGS},
+    ("POST", "/v1/conversations"): {"parameters": [_KEY_ONCE]},
     ("GET", "/v1/models"): {"answer": "ModelList", "messages": ("", "ListModelsResponse")},
     ("GET", "/v1/models.pb"): {"messages": ("", "ListModelsResponse")},
     ("GET", "/v1/models/"): {"answer": "Model", "messages": ("", "Model")},
@@ -236,7 +242,7 @@ def _operation(row: Row) -> Json:
     relayed = isinstance(row.serve, Endpoint)
     parameters = list(details.get("parameters", []))
     if row.path.endswith("/"):
-        about = "May hold slashes." if row.path == "/v1/models/" else "The X-Request-Id, or the Idempotency-Key it was begun with."
+        about = _ARGUMENTS.get(row.path, "")
         schema = {"type": "string"}
         parameters.insert(0, {"name": _argument(row), "in": "path", "required": True, "description": about, "schema": schema})
     if relayed:

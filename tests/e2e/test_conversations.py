@@ -184,6 +184,26 @@ async def test_a_repeated_turn_is_answered_once_though_the_conversation_has_grow
     assert (other.status, other.error()["code"]) == (409, "idempotency_key_reused")
 
 
+async def test_a_conversation_that_is_begun_twice_under_one_key_is_one(rig):
+    """Also when both ask at once, and when the first answer is lost in a crash."""
+    document = {"messages": [{"role": "system", "content": "Be brief."}]}
+    headers = {"authorization": OTHER, "idempotency_key": "begin-1"}
+    first, second = await asyncio.gather(*[ask(rig.url, "/v1/conversations", document, **headers) for _ in range(2)])
+    rig.daemon.kill()
+    rig.daemon.start()
+    third = await ask(rig.url, "/v1/conversations", document, **headers)
+    assert first.body == second.body == third.body
+    assert sorted("idempotent-replayed" in one.headers for one in (first, second)) == [False, True]
+    assert (third.headers["idempotent-replayed"], third.headers["x-request-id"]) == ("true", first.headers["x-request-id"])
+    listed = await ask(rig.url, "/v1/conversations", method="GET", authorization=OTHER)
+    assert [one["conversation_id"] for one in listed.json()["data"]] == [first.json()["conversation_id"]]
+    other = await ask(rig.url, "/v1/conversations", {}, **headers)
+    assert (other.status, other.error()["code"]) == (409, "idempotency_key_reused")
+    wrong = await ask(rig.url, "/v1/conversations", {}, idempotency_key="a" * 256)
+    assert (wrong.status, wrong.error()["param"]) == (400, "Idempotency-Key")
+    await ask(rig.url, f"/v1/conversations/{first.json()['conversation_id']}", method="DELETE", authorization=OTHER)
+
+
 async def test_conversations_are_the_callers_own(rig):
     rig.origin.on("own", whole(completion("Mine.")))
     name = await begin(rig)

@@ -22,6 +22,16 @@ def rig(tmp_path_factory):
         yield found
 
 
+async def test_a_thin_answer_names_only_the_headers_that_it_has(rig):
+    """The whole list has 500 bytes: half a streamed answer of 200 tokens in protobuf."""
+    rig.origin.on("limited", whole(b'{"error":{"message":"later"}}', status=429, headers={"retry-after": "3"}))
+    thin = {"accept": "application/protobuf", "origin": PAGE}
+    answer, refused = await ask(rig.url, PATH, chat("m"), **thin), await ask(rig.url, PATH, chat("limited"), **thin)
+    assert (answer.headers[ALLOW], "access-control-expose-headers" in answer.headers) == (PAGE, False)
+    assert "retry-after" in refused.headers["access-control-expose-headers"].lower().split(", ")
+    assert len(refused.headers["access-control-expose-headers"]) < 60
+
+
 @pytest.mark.parametrize("origin", [PAGE, "http://localhost:3000", "chrome-extension://abcdef"])
 @pytest.mark.parametrize("asked", [chat("m"), chat("s", stream=True)])
 async def test_a_page_of_a_listed_origin_may_read_the_answer_and_its_headers(rig, origin, asked):
@@ -29,7 +39,9 @@ async def test_a_page_of_a_listed_origin_may_read_the_answer_and_its_headers(rig
     assert (answer.status, answer.headers[ALLOW], answer.headers["access-control-allow-credentials"]) == (200, origin, "true")
     assert "Origin" in answer.headers["vary"]
     exposed = answer.headers["access-control-expose-headers"].lower()
-    assert {"x-request-id", "retry-after", "idempotent-replayed", "x-ratelimit-remaining-tokens"} <= set(exposed.split(", "))
+    assert {"x-request-id", "retry-after", "idempotent-replayed", "preference-applied", "x-ratelimit-remaining-tokens"} <= set(
+        exposed.split(", ")
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Once means once for what proxyd answers by itself: nothing to join or resume, an answer that is made, kept and sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxyd.errors import ProxyError
+from proxyd.flow.claims import standing
+from proxyd.rules.idempotency import ClaimState, Request, Verdict, judge
+from proxyd.store.db import StoreError
+from proxyd.store.idempotency import Claim, Claims, Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxyd.config.schema import OnBroken
+    from proxyd.flow.claims import Place
+
+    Make = Callable[[], Awaitable[tuple[tuple[tuple[bytes, bytes], ...], bytes]]]
+
+
+class Once:
+    """Requests under an Idempotency-Key that call no upstream."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+        self._under_way: dict[Place, asyncio.Future[None]] = {}
+
+    async def answer(self, claim: Claim, on_broken: OnBroken, make: Make) -> tuple[Kept, bool]:
+        """Return what `make` answers, headers and body, or what stands under the key already; and whether it stood.
+
+        `make` runs once at a time; where it raises, the key stays free.
+        Raises ProxyError idempotency_key_reused, ledger_unavailable, and whatever `make` raises.
+        """
+        place = (claim.caller, claim.key)
+        while (other := self._under_way.get(place)) is not None:
+            await asyncio.wait([other])
+        mine = self._under_way[place] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._answer(claim, on_broken, make)
+        except StoreError:
+            raise ProxyError("ledger_unavailable", "proxyd cannot read or write its claims now.", retry_after=2) from None
+        finally:
+            del self._under_way[place]
+            mine.set_result(None)
+
+    async def _answer(self, claim: Claim, on_broken: OnBroken, make: Make) -> tuple[Kept, bool]:
+        place = (claim.caller, claim.key)
+        found = None if self._claims.fresh(*place) else await self._claims.look(*place, claim.created_at)
+        request = Request(claim.endpoint, claim.streamed, claim.fingerprint)
+        if found is not None and judge(standing(found), request, on_broken) is Verdict.REPLAY:
+            return found, True
+        headers, body = await make()
+        kept = Kept(
+            claim.caller,
+            claim.key,
+            claim.endpoint,
+            claim.streamed,
+            claim.fingerprint,
+            claim.request_id,
+            claim.attempt,
+            ClaimState.DONE,
+            200,
+            headers,
+            body,
+        )
+        await asyncio.gather(self._claims.write(claim), self._claims.finish(kept, claim.expires_at))  # one commit
+        return kept, False
