@@ -43,9 +43,9 @@ def config(port: int, ops: int, routes: int, turn: int) -> str:
     return json.dumps({**listen, "upstreams": upstreams, "models": models})
 
 
-async def read(port: int, seen: Stream) -> None:
+async def read(port: int, seen: Stream, model: str = "echo", words: str = WORDS) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = json.dumps({"model": "echo", "stream": True, "messages": [{"role": "user", "content": WORDS}]}).encode()
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": words}]}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     last, tail = 0.0, b""

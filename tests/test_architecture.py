@@ -26,7 +26,7 @@ MAX_LINES = 440
 MAX_FUNCTION = 60
 MAX_PARAMETERS = 5
 
-GROUND = frozenset({"", "config", "model", "errors", "clock", "metrics", "log", "line_writer"})
+GROUND = frozenset({"", "config", "model", "errors", "clock", "metrics", "series", "log", "line_writer"})
 PLAIN = frozenset({"", "config", "model", "errors"})
 """What pure rooms stand on: the ground without clock, log and metrics."""
 MAY_IMPORT = {
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "clock": frozenset(),
     "model": frozenset(),
     "config": frozenset({"", "config", "model", "errors"}),
+    "series": frozenset(),
     "metrics": GROUND,
     "line_writer": frozenset(),
     "log": GROUND,

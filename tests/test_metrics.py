@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
 import subprocess
-import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxyd.errors import TABLE
 from proxyd.metrics import BREAKER_STATES, LIMITS, PHASES, Metrics
 from proxyd.model import Ending, Source, State, Usage
+from proxyd.series import LINES, Distributions
+from proxyd.web.ops import metrics as scraped
 
 MONITORING = Path(__file__).parent.parent / "systemd" / "monitoring"
 
@@ -263,27 +266,49 @@ def test_two_daemons_in_one_process_do_not_share_a_number() -> None:
     assert value(other, "proxyd_idempotent_replays_total") == 0
 
 
-def test_rendering_in_a_thread_while_exchanges_end_is_safe() -> None:
+def test_ten_thousand_series_are_told_in_small_pieces_between_which_exchanges_end() -> None:
     metrics = Metrics("1")
-    models = [f"m{n}" for n in range(300)]
-    metrics.know(models, ["openai"])
-    pages: list[bytes] = []
-    done = threading.Event()
-
-    def scrape() -> None:
-        while not done.is_set():
-            pages.append(metrics.render())
-
-    thread = threading.Thread(target=scrape)
-    thread.start()
+    models = [f"m{n}" for n in range(200)]
+    metrics.know([*models, "late"], ["openai"])
     for model in models:
         metrics.exchange_begun()
         metrics.exchange_ended(replace(ENDING, route=model))
-    done.set()
-    thread.join()
-    for page in pages:
-        list(text_string_to_metric_families(page.decode()))
-    assert sum(count for (name, _), count in samples(metrics).items() if name == "proxyd_requests_total") == 300
+    pieces = []
+    for piece in metrics.pieces():
+        pieces.append(piece)
+        metrics.exchange_ended(replace(ENDING, route="late", upstream=f"u{len(pieces)}", status=200 + len(pieces) % 7))
+    assert max(piece.count(b"\n") for piece in pieces) < LINES * 1.1
+    page = list(text_string_to_metric_families(b"".join(pieces).decode()))
+    assert sum(len(family.samples) for family in page) > 10_000
+    assert sum(count for (name, labels), count in samples(metrics).items() if name == "proxyd_requests_total") == 200 + len(pieces)
+
+
+async def test_a_scrape_lets_others_run_between_its_pieces() -> None:
+    runtime = SimpleNamespace(metrics=SimpleNamespace(pieces=lambda: iter([b"a", b"b", b"c"])), measure=lambda: None)
+    sent: list[bytes] = []
+    down = SimpleNamespace(reply=lambda _status, _headers, body: sent.append(body))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while not sent:
+            turns += 1
+            await asyncio.sleep(0)
+
+    await asyncio.gather(other(), scraped(runtime, down, ""))
+    assert (sent, turns) == ([b"abc"], 4)
+
+
+def test_a_distribution_counts_what_is_at_a_bound_under_it() -> None:
+    seen = Distributions("d", "about", ("route",), (0.1, 1.0))
+    for value in (0.05, 0.1, 0.5, 1.0, 7.0):
+        seen.labels('a\\b"c\nd').observe(value)
+    page = "".join(seen.pieces())
+    assert page.startswith("# HELP d about\n# TYPE d histogram\n")
+    (family,) = text_string_to_metric_families(page)
+    assert {sample.labels["route"] for sample in family.samples} == {'a\\b"c\nd'}
+    assert [sample.value for sample in family.samples] == [2, 4, 5, 5, pytest.approx(8.65)]
+    assert [sample.labels.get("le") for sample in family.samples] == ["0.1", "1.0", "+Inf", None, None]
 
 
 def test_the_process_and_the_build_are_told_and_nothing_twice() -> None:

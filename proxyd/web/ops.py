@@ -71,10 +71,16 @@ def state(runtime: Runtime, down: Downstream, _argument: str) -> None:
 
 
 async def metrics(runtime: Runtime, down: Downstream, _argument: str) -> None:
-    """Tell all metrics. Thousands of series take milliseconds: in a thread, so that no stream waits for them."""
+    """Tell all metrics. Ten thousand series take ten milliseconds: streams run between the pieces.
+
+    In a thread they would wait for the interpreter at each of their sockets, up to 5 ms each time.
+    """
     runtime.measure()
-    text = await asyncio.to_thread(runtime.metrics.render)
-    down.reply(200, [(b"Content-Type", CONTENT_TYPE.encode())], text)
+    told = []
+    for piece in runtime.metrics.pieces():
+        told.append(piece)
+        await asyncio.sleep(0)
+    down.reply(200, [(b"Content-Type", CONTENT_TYPE.encode())], b"".join(told))
 
 
 OPS: tuple[Row, ...] = (
