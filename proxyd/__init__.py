@@ -1,4 +1,4 @@
-"""proxyd: the LLM gateway you run like nginx. Its rooms, in reading order.
+"""proxyd: the LLM gateway you run like nginx. Its rooms, in reading order; each one's `__init__.py` says what is in it.
 
 model     the nouns                         errors    what can go wrong, in one table
 config    the YAML, as frozen values        rules     decisions: routes, auth, retry, breaker

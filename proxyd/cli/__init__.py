@@ -2,6 +2,16 @@
 
 A command's file has HELP (what it does), EXAMPLES (lines to copy), `arguments(parser)` and `run(args) -> int`. It raises
 Failed, ConfigError or OSError for what went wrong; the frame says it on one line of standard error and exits 1, or 2 for WrongUsage.
+
+Beside them:
+
+ops               how commands talk to the running daemon
+place             where the database is, and who writes it
+output            tables, JSON, CSV, colours
+finding           what the doctor finds
+doctor_machine    where it looks: the machine,
+doctor_service    proxyd itself,
+doctor_upstreams  the upstreams
 """
 
 from __future__ import annotations

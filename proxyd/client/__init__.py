@@ -14,6 +14,10 @@
 
 `stream` gives one answer as it comes, `ask` one answer whole, `chat` a conversation that the server remembers, so that a
 turn sends one sentence. Every request has a random handle: repeated after a cut, it is answered once and billed once.
+
+turn      one turn without its transport: what to send, what has come, when to try again
+blocking  the transport on http.client
+aio       the transport on aiohttp
 """
 
 from proxyd.client.aio import AsyncClient
