@@ -14,7 +14,7 @@ from dataclasses import dataclass
 HOLD = -1
 """As a rate: the stream says its first event, then nothing until the mock is told to release it."""
 
-MODEL = re.compile(rb'"model"\s*:\s*"mock-(?:(\d+)x(\d+|hold)|unary)"')
+MODEL = re.compile(rb'"model"\s*:\s*"mock-(?:(\d+)x(\d+|hold)|unary|third)"')
 USAGE_ASKED = re.compile(rb'"include_usage"\s*:\s*true')
 
 _ID = "chatcmpl-Cb1aQ0o8Xr2MvT6yLk9pWnHs"

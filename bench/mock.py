@@ -1,7 +1,8 @@
 """The mock upstream: `python -m bench.mock` prints `listening on http://127.0.0.1:PORT`. A raw protocol, to cost little.
 
-POST /v1/chat/completions answers as the model name says (answers.Script). GET /health says ok, GET /connections how many were
-ever opened; POST /release ends the streams that are held. A stream whose client left is dropped; nothing else ends it early.
+POST /v1/chat/completions answers as the model name says (answers.Script; `mock-500` fails, `mock-third` every third time). GET /health
+says ok, GET /connections how many were ever opened; POST /release ends the streams that are held. A stream whose client left is
+dropped; nothing else ends it early.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ STREAM_HEAD = (
     b"openai-processing-ms: 412\r\nopenai-version: 2020-10-01\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 UNARY = UNARY_HEAD % len(answers.UNARY) + answers.UNARY
+_ERROR = b'{"error": {"message": "The server had an error.", "type": "server_error", "param": null, "code": null}}'
+FAILURE = b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_ERROR) + _ERROR
 PLAIN = b"HTTP/1.1 %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n%b"
 EARLY = 0.0005
 """Seconds by which a timer may fire early: loops round to milliseconds."""
@@ -52,6 +55,7 @@ class Pacer:
         self._next = math.inf
         self.held: set[Stream] = set()
         self.connections = 0
+        self._turns = 0
 
     def add(self, stream: Stream) -> None:
         """Begin a stream whose first event has been sent."""
@@ -64,6 +68,11 @@ class Pacer:
         else:
             self._push(self._loop.time() + 1 / script.rate, stream)
             self._arm()
+
+    def third(self) -> bool:
+        """Whether it is the turn of `mock-third` to fail."""
+        self._turns += 1
+        return self._turns % 3 == 0
 
     def release(self) -> None:
         """End the streams that are held."""
@@ -163,6 +172,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(plain(b"404 Not Found"))
 
     def _complete(self, body: bytes) -> None:
+        if b'"mock-500"' in body or (b'"mock-third"' in body and self._pacer.third()):
+            self._transport.write(FAILURE)
+            return
         try:
             script = answers.read_model(body)
         except ValueError:

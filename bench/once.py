@@ -24,7 +24,7 @@ from bench.contestants import PROXYD
 from bench.load import HEAD, KEY, release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 CONNECTIONS = 16
 KEYS = itertools.count()
@@ -171,13 +171,13 @@ async def memory(proxy: Proxy, count: int, *, keyed: bool) -> float:
 
 
 @contextlib.contextmanager
-def running(directory: Path, mock: int) -> Iterator[Proxy]:
+def running(directory: Path, mock: int, config: str = PROXYD, environ: Mapping[str, str] | None = None) -> Iterator[Proxy]:
     """Run a proxyd of its own."""
     directory.mkdir()
     port, log, file = children.free_port(), directory / "proxyd.log", directory / "config.yaml"
-    file.write_text(PROXYD.format(port=port, mock=mock, directory=directory, durability="strict", key=KEY), encoding="utf-8")
+    file.write_text(config.format(port=port, mock=mock, directory=directory, durability="strict", key=KEY), encoding="utf-8")
     command = [sys.executable, "-m", "proxyd", "serve", "-c", str(file), "--log-level", "error"]
-    process = children.spawn(command, log, children.environment())
+    process = children.spawn(command, log, children.environment(**(environ or {})))
     try:
         children.wait_healthy(port, "/health", log)
         yield Proxy(port, process.pid, mock)
