@@ -119,6 +119,16 @@ async def test_what_cannot_be_read_or_written_is_415_and_406(rig):
     assert rig.origin.asked("x") == []
 
 
+async def test_a_large_request_is_read_beside_the_event_loop(rig):
+    rig.origin.on("large", whole(completion("Hello")))
+    text = "A large text, \u00e4 and \n. " * 20_000
+    message = pb.ChatCompletionRequest(model="large", messages=[pb.Message(content=text)])
+    assert pb.ChatCompletion.FromString((await post(rig, message.SerializeToString())).body).choices[0].message.content == "Hello"
+    assert rig.origin.asked("large")[0].json()["messages"] == [{"role": "user", "content": text}]
+    broken = await post(rig, message.SerializeToString()[:-1])
+    assert (broken.status, pb.Error.FromString(broken.body).code) == (400, "invalid_request")
+
+
 async def test_who_takes_token_ids_is_sent_text_for_there_is_no_vocabulary(rig):
     rig.origin.on("ids", stream(*WORDS, usage_event(4, 3), DONE))
     plain, ids = [
