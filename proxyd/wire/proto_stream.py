@@ -312,7 +312,7 @@ class ChunkEncoder:
         bodies, waits = exact.feed(event, document, self._delivery, self._take_handle(), verbatim=mended)
         self.deadline = now if waits else None
         choices = document.get("choices")
-        if exact.plain and isinstance(choices, list) and len(choices) == 1:
+        if exact.plain and isinstance(choices, list) and len(choices) == 1 and not document.get("usage"):
             self._opened.add(choices[0].get("index", 0))
             self._learn(event, choices[0])
         return [self._pack(body) for body in bodies]

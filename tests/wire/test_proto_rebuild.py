@@ -95,6 +95,15 @@ def test_the_text_is_the_same_at_every_detail_and_delay(name: str, delay: int, *
     assert {index: said for index, said in text.items() if said} == {index: said for index, said in expected.items() if said}
 
 
+def test_an_event_with_the_usage_of_the_one_before_keeps_it() -> None:
+    events = [
+        b'{"id":"a","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}],"usage":%b}'
+        % (word, b'{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}')
+        for word in (b"one", b"two", b"three", b"four")
+    ]
+    assert rebuilt(encoded(events)) == wanted(events)
+
+
 JUNK = st.recursive(
     st.none()
     | st.booleans()
