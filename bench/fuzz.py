@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz import Fuzz
+from tests.fuzz_protobuf import ProtobufFuzz
 from tests.origin import Origin
 
 
@@ -25,6 +26,9 @@ async def through_the_daemon(wanted: argparse.Namespace) -> int:
         try:
             await fuzz.answers(wanted.answers)
             await fuzz.requests(wanted.requests)
+            framed = ProtobufFuzz(fuzz, random.Random(wanted.seed))
+            await framed.requests(wanted.requests)
+            await framed.answers(wanted.answers)
             grown, took = fuzz.daemon.memory() - before, time.monotonic() - began
             fuzz.daemon.stop()
         finally:
@@ -32,6 +36,7 @@ async def through_the_daemon(wanted: argparse.Namespace) -> int:
                 fuzz.daemon.child.end()
             origin.close()
     print(f"seed {wanted.seed}: {fuzz.findings.line()}")
+    print(f"of these, half in protobuf: {framed.refused} calls refused, {framed.reused} on a connection that another one had left")
     print(f"{len(origin.violations)} violations upstream; memory {grown / 2**20:+.0f} MiB; {took:.0f} s")
     print(*fuzz.findings.wrong[:20], *origin.violations[:20], sep="\n")
     return 1 if fuzz.findings.wrong or origin.violations else 0

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import protobuf_rooms
+
 ROOT = Path(__file__).parent.parent
 Target = Callable[[bytes], None]
 _STAT = re.compile(r"stat::(\w+): +(\d+)")
@@ -199,6 +201,12 @@ ROOMS = {
     "headers": Room(headers, "tests/corpus/*.json"),
     "text": Room(text, "tests/pb_samples/requests/*.json"),
     "coding": Room(coding, "tests/corpus/sse-gzip*.body"),
+    "pb-request": Room(protobuf_rooms.request, "tests/pb_samples/requests/*.pb"),
+    "pb-embeddings": Room(protobuf_rooms.embeddings, "tests/pb_samples/other/*"),
+    "pb-calls": Room(protobuf_rooms.calls, "tests/pb_samples/requests/*"),
+    "pb-events": Room(protobuf_rooms.events, "tests/corpus/*chat*.body"),
+    "pb-answer": Room(protobuf_rooms.answer, "tests/corpus/*.body"),
+    "pb-frames": Room(protobuf_rooms.frames, "tests/pb_samples/*/*.pb*"),
     "config": Room(config, "*.yaml", "proxyd.config", 2048),
 }
 

@@ -71,9 +71,9 @@ class Fuzz:
 
     def __init__(self, folder: Path, origin: Origin, chance: Random) -> None:
         self.findings = Findings()
-        self._origin = origin
+        self.origin = origin
         self._chance = chance
-        self._cases = [case for case in cases() if not case.encoded]
+        self.cases = [case for case in cases() if not case.encoded]
         upstreams = {f"w{n}": at(origin, timeouts={"first_byte": "2s", "between_bytes": "2s"}) for n in range(WORKERS)}
         models = {f"w{n}-*": {"upstream": f"w{n}", "retry": {"attempts": 1}} for n in range(WORKERS)}
         limits = {"header_timeout": "2s", "body_timeout": "2s"}
@@ -86,33 +86,33 @@ class Fuzz:
 
     async def requests(self, count: int) -> None:
         """Mutated requests of clients."""
-        self._origin.on("fine", whole(completion("hi")))
-        self._origin.on("*", whole(completion("hi")))
+        self.origin.on("fine", whole(completion("hi")))
+        self.origin.on("*", whole(completion("hi")))
         await asyncio.gather(*(self._client(count // WORKERS) for _ in range(WORKERS)))
 
     async def _worker(self, number: int, count: int) -> None:
         for turn in range(count):
             model = f"w{number}-{turn}"
-            case = self._chance.choice(self._cases)
+            case = self._chance.choice(self.cases)
             if turn % 4 == 3:  # a good answer now and then, so that the breaker stays closed
-                self._origin.on(model, whole(completion("hi")))
+                self.origin.on(model, whole(completion("hi")))
                 sent: bytes | None = completion("hi")
                 ask = {"model": model, "messages": []}
                 path = "/v1/chat/completions"
             else:
-                sent, script = self._script(case)
-                self._origin.on(model, script)
+                sent, script = self.script(case)
+                self.origin.on(model, script)
                 ask, path = case.request(model), case.endpoint
                 if case.streamed:
                     ask["stream_options"] = {"include_usage": True}  # so that nothing is taken out
             await self._one(path, ask, sent, case)
-            self._origin.forget(model)
+            self.origin.forget(model)
             self.findings.answers += 1
 
-    def _script(self, case: Case) -> tuple[bytes | None, list[Step]]:
+    def script(self, case: Case) -> tuple[bytes | None, list[Step]]:
         """Return the body that was meant (None where the framing itself is mutated), and the script."""
         chance = self._chance
-        body = mutate(case.body, chance.choice(self._cases).body, chance)
+        body = mutate(case.body, chance.choice(self.cases).body, chance)
         headers = {name: value for name, value in case.headers.items() if name not in ("content-length", "transfer-encoding")}
         steps: list[Step] = [*chunked_body(body, chance.choice((1 + len(body) // 3, 7, 4096, 65536)), headers, case.status), LAST_CHUNK]
         if chance.random() < 0.2:
