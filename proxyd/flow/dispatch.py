@@ -20,11 +20,12 @@ from proxyd.rules import retry, routes
 from proxyd.store.db import StoreError
 from proxyd.upstream import kinds
 from proxyd.wire.body import Edits, upstream_body
-from proxyd.wire.faults import in_band, refusal
+from proxyd.wire.faults import in_band, refusal, refuses_usage
 from proxyd.wire.headers import retry_after
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
+    from proxyd.flow.health import Health
     from proxyd.flow.runtime import Runtime
     from proxyd.rules.routes import Target
 
@@ -64,12 +65,24 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             settle_attempt(ex, error, runtime)
             if error.blame is Blame.US:
                 raise  # no upstream's failure, and no other could do better
+            if _asked_too_much(ex, health, error):
+                continue  # the same one again, without
             plan = plan or _plan(ex, runtime)
             history.append(retry.Attempt(step.target, error, runtime.clock.monotonic()))
         else:
             now = runtime.clock.monotonic()
             health.spoke(ticket, now, now - answer.sent_at)
             return answer
+
+
+def _asked_too_much(ex: Exchange, health: Health, error: ProxyError) -> bool:
+    """Whether the upstream refuses what proxyd had added to the request, not the client; it is remembered."""
+    if not (ex.asked_usage and refuses_usage(error)):
+        return False
+    if not health.refuses_usage:
+        log.warning("upstream %s refuses stream_options: its streams are not asked for their usage", ex.target)
+    health.refuses_usage = True
+    return True
 
 
 def _only(ex: Exchange, now: float) -> retry.Try | None:
@@ -111,7 +124,8 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     assert ask is not None  # noqa: S101 - admit has run
     ex.target = target.upstream
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
-    ask_usage = ask.stream and not ask.wants_usage and kinds.may_ask_usage(spec)
+    willing = kinds.may_ask_usage(spec) and not ex.snapshot.health[target.upstream].refuses_usage
+    ask_usage = ex.asked_usage = ask.stream and not ask.wants_usage and willing
     rename = kinds.traits(spec).rename_max_tokens
     edits = Edits(target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=rename)
     body = upstream_body(ask, edits)

@@ -79,6 +79,8 @@ class Exchange:
     """The upstream that the running or last attempt went to, by its name in the file."""
     upstream: Upstream | None = None
     """Its settings."""
+    asked_usage: bool = False
+    """The running attempt asks for the stream's usage, though the client does not."""
     ticket: tuple[Health, int] | None = None
     """The running attempt's place at its upstream, until its end is reported there."""
     row: LedgerRow | None = None

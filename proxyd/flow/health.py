@@ -20,7 +20,7 @@ PROBES = 2
 class Health:
     """One upstream's. A call is `begin`, perhaps `spoke`, and exactly one `ended`."""
 
-    __slots__ = ("_breaker", "_budget", "_busy", "_failed", "_latency", "probe")
+    __slots__ = ("_breaker", "_budget", "_busy", "_failed", "_latency", "probe", "refuses_usage")
 
     def __init__(self) -> None:
         self._breaker = breaker.Breaker()
@@ -30,6 +30,8 @@ class Health:
         self._failed = 0
         self.probe: str | None = None
         """What the last active probe said: `ok`, or what was wrong. None where there was none."""
+        self.refuses_usage = False
+        """It has refused the `stream_options` that proxyd had added: its streams are not asked for their usage any more."""
 
     def facts(self, now: float) -> Facts:
         """As the rules want to know it."""

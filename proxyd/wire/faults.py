@@ -50,6 +50,12 @@ def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
     return _own("upstream_refused", message, status, said, body, retry=False)
 
 
+def refuses_usage(error: ProxyError) -> bool:
+    """Whether an upstream refuses a request for its `stream_options` (wire facts 1.8: older ones do not know the member)."""
+    named = any(word in error.document() for word in (b"stream_options", b"include_usage"))
+    return named and error.code == "upstream_refused" and error.status in {400, 422}
+
+
 def kept_refusal(status: int, body: bytes) -> ProxyError:
     """The error that was kept under a key, and is told again: its document, whose words were an upstream's or ours."""
     said = _read(body)

@@ -105,6 +105,21 @@ FIRST_FAILS = {
 
 
 _TOLD = json.dumps(ERROR, indent=1).encode()
+UNKNOWN = b'{"detail": [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]}'
+
+
+async def test_an_upstream_that_refuses_to_be_asked_for_usage_is_asked_without_and_remembered(pair):
+    """The client did not send `stream_options`, so it must not be refused for them."""
+    refuses = lambda seen: whole(UNKNOWN, status=422) if "stream_options" in seen.json() else stream(*GOOD)  # noqa: E731
+    pair.plays(refuses, whole(b"{}", status=500))
+    for _ in range(2):
+        assert ((answer := await pair.ask(stream=True)).status, answer.body) == (200, b"".join(GOOD))
+    assert [row["error"] for row in pair.settled(3)] == ["upstream_refused", None, None]
+    assert len(pair.asked(pair.one)) == 3
+    asked = await pair.ask(stream=True, stream_options={"include_usage": True})
+    assert (asked.status, "stream_options" in asked.error()["message"]) == (422, True)  # that is the client's own wish
+
+
 NO_ANSWERS = {
     "only-an-error": (whole(_TOLD), "upstream_error"),
     "an-error-in-pieces": ([head(200, {"content-length": str(len(_TOLD))}) + _TOLD[:20], 0.05, _TOLD[20:]], "upstream_error"),
