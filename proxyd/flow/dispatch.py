@@ -46,12 +46,9 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
         if step is None:
             plan = plan or _plan(ex, runtime)
             step = retry.next_step(plan, history, _facts(ex, now), now, runtime.chance.random())
-        if len(history) > told:  # not twice where a breaker makes us decide anew
-            last, told = history[-1], len(history)
-            runtime.metrics.attempt_failed(ex.label, last.target.upstream, last.error.code, again=not isinstance(step, retry.GiveUp))
+        told += _tell(ex, runtime, history[told:], again=not isinstance(step, retry.GiveUp))
         if isinstance(step, retry.GiveUp):
-            log.debug("nothing more is tried: %s", step.reason, extra={"request_id": ex.request_id})
-            raise _given_up(history, step)
+            raise _given_up(ex, history, step)
         if step.wait > 0:
             await asyncio.sleep(step.wait)
         health = ex.snapshot.health[step.target.upstream]
@@ -73,6 +70,13 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             now = runtime.clock.monotonic()
             health.spoke(ticket, now, now - answer.sent_at)
             return answer
+
+
+def _tell(ex: Exchange, runtime: Runtime, failed: list[retry.Attempt], *, again: bool) -> int:
+    """Count attempts once it is known whether another follows, and not twice where a breaker makes us decide anew."""
+    for attempt in failed:
+        runtime.metrics.attempt_failed(ex.label, attempt.target.upstream, attempt.error.code, again=again)
+    return len(failed)
 
 
 def _asked_too_much(ex: Exchange, health: Health, error: ProxyError) -> bool:
@@ -108,8 +112,9 @@ def _facts(ex: Exchange, now: float) -> dict[str, routes.Facts]:
     return {target.upstream: ex.snapshot.health[target.upstream].facts(now) for target in ex.route.targets}
 
 
-def _given_up(history: list[retry.Attempt], step: retry.GiveUp) -> ProxyError:
+def _given_up(ex: Exchange, history: list[retry.Attempt], step: retry.GiveUp) -> ProxyError:
     """The last attempt's error tells best; without one, every upstream rests."""
+    log.debug("nothing more is tried: %s", step.reason, extra={"request_id": ex.request_id})
     if not history:
         return ProxyError("upstream_overloaded", "Every upstream of this model is resting after failures.", retry_after=step.retry_after)
     error = history[-1].error
