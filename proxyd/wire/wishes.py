@@ -114,9 +114,9 @@ def of_chat(asked: ChatRequest, size: int) -> Asked:
 
 def taken(ask: Ask, headers: Iterable[tuple[bytes, bytes]]) -> tuple[Ask, Wishes]:
     """Take the wishes out of a JSON request: the request without them, and what they are. Raises ProxyError invalid_request."""
-    if ask.endpoint not in STREAMED:
-        return ask, NO_WISHES
     said = b", ".join(value for name, value in headers if name.lower() == b"delivery")
+    if ask.endpoint not in STREAMED:  # vectors, say: no member of theirs is for proxyd, but they may be compressed
+        return ask, Wishes(from_header(said.decode("latin-1"))) if said else NO_WISHES
     fields = ask.fields
     if not said and OWN.isdisjoint(fields) and "conversation_id" not in fields:
         return ask, NO_WISHES

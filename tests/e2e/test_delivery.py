@@ -122,6 +122,17 @@ async def test_a_whole_answer_is_compressed_as_the_client_takes_it(rig, accept, 
     assert unasked.body == completion(LONG)
 
 
+async def test_vectors_are_compressed_for_whoever_asks(rig):
+    vectors = b'{"object":"list","data":[%s],"usage":{"prompt_tokens":1,"total_tokens":1}}' % b",".join([b'{"embedding":[0.5]}'] * 200)
+    rig.origin.on("vectors", whole(vectors))
+    asked = {"model": "vectors", "input": "x"}
+    plain = await ask(rig.url, "/v1/embeddings", asked, Accept_Encoding="br")
+    answer = await ask(rig.url, "/v1/embeddings", asked, Delivery="compress", Accept_Encoding="br")
+    assert (plain.body, "content-encoding" in plain.headers) == (vectors, False)
+    assert (answer.headers["content-encoding"], brotli.decompress(answer.body)) == ("br", vectors)
+    assert (await ask(rig.url, "/v1/embeddings", asked, Delivery="faster")).error()["code"] == "invalid_request"
+
+
 @pytest.mark.parametrize(("delay", "coded"), [(100, False), (199, False), (200, True)])
 async def test_frames_are_compressed_from_200_ms_up(rig, delay, coded):
     rig.origin.on("frames", stream(delta("Hello"), delta(LONG), delta("", finish="stop"), DONE))
