@@ -124,6 +124,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def give_examples(action: argparse.ArgumentParser, examples: str) -> None:
+    """Show at an action of a command those of the command's examples that are its own."""
+    action.epilog = _examples("\n".join(line for line in examples.splitlines() if f"{action.prog} " in f"{line} "))
+    action.formatter_class = _Formatter
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong on one line."""
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, Failed, WrongUsage, place
+from proxyd.cli import DONE, FAILED, Failed, WrongUsage, give_examples, place
 from proxyd.cli.output import GREEN, RED, add_format, paint, plain
 from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
@@ -48,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     vacuum = does.add_parser("vacuum", help="give the room of deleted rows back to the disk; writes wait meanwhile, 1 s for 100 MB")
     for each in (backup, check, prune, vacuum):
         each.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="the YAML")
+        give_examples(each, EXAMPLES)
         add_format(each, ("text", "json"))
 
 

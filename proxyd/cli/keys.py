@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from proxyd.cli import DONE, Failed, WrongUsage, config_path, ops, output
+from proxyd.cli import DONE, Failed, WrongUsage, config_path, give_examples, ops, output
 from proxyd.clock import Clock
 from proxyd.config import units
 from proxyd.config.load import load_file, look_into
@@ -36,6 +36,7 @@ proxyd keys create phone --models 'gpt-4o-mini' 'llama*' --rpm 60 --tpm 100k --c
 proxyd keys create ci --default-model fast
 proxyd keys create buoy --max-delay-ms 1000 --compress    # behind a thin link
 proxyd keys list
+proxyd keys show laptop
 proxyd keys rotate laptop --grace 7d     # the old key works for another week
 proxyd keys revoke laptop"""
 _COLUMNS = (
@@ -73,6 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("--key", metavar="PREFIX", help="only the one that is shown so: pxd_AbCd")
     for each in (create, listing, show, rotate, revoke):
         each.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="the YAML")
+        give_examples(each, EXAMPLES)
     for each in (listing, show):
         output.add_format(each)
 

@@ -143,9 +143,12 @@ def test_the_version_and_the_help_are_asked_for(capsys):
 BUILT = [name for name in cli.COMMANDS if (Path(cli.__file__).parent / f"{name}.py").exists()]
 
 
-@pytest.mark.parametrize("name", BUILT)
+ACTIONS = ["keys create", "keys list", "keys show", "keys rotate", "keys revoke", "db backup", "db check", "db prune", "db vacuum"]
+
+
+@pytest.mark.parametrize("name", [*BUILT, *ACTIONS])
 def test_the_help_of_a_command_has_an_example_and_takes_a_file(name, capsys):
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     told = capsys.readouterr().out
     assert f"  proxyd {name}" in told[told.index("examples:") :]
     assert "--config FILE" in told
