@@ -11,6 +11,7 @@ output            tables, JSON, CSV, colours
 finding           what the doctor finds
 doctor_machine    where it looks: the machine,
 doctor_service    proxyd itself,
+doctor_access     how clients get in: certificate, issuers,
 doctor_upstreams  the upstreams
 """
 

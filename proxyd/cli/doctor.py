@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, config_path, doctor_machine, doctor_service, doctor_upstreams
+from proxyd.cli import DONE, FAILED, config_path, doctor_access, doctor_machine, doctor_service, doctor_upstreams
 from proxyd.cli.check import reasons
 from proxyd.cli.finding import Finding, Level, fail, ok, warn
 from proxyd.cli.output import BOLD, DIM, GREEN, RED, YELLOW, add_format, paint, plain
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 HELP = """Look at everything that proxyd stands on, and say of each what is well, what will not always be, and what is broken.
 
-The file as `proxyd check` reads it, the machine, the database, the ports, the daemon if one runs, and each upstream: its name,
-its port, its certificate, the credential, and the models that routes ask of it. Upstreams are asked for their list of models,
-which costs nothing. Exit code 1 if anything fails. Secrets come from this shell's environment and the `.env` beside the file."""
+The file as `proxyd check` reads it, the machine, the database, the ports and their certificate, the daemon if one runs, the keys that
+issuers of tokens publish, and each upstream: its name, its port, its certificate, the credential, and the models that routes ask of
+it. Upstreams are asked for their list of models, which costs nothing. Exit code 1 if anything fails. Secrets come from this shell's
+environment and the `.env` beside the file."""
 EXAMPLES = """proxyd doctor
 proxyd doctor -c /etc/proxyd/config.yaml
-proxyd doctor --no-network           # ask no upstream
+proxyd doctor --no-network           # ask nobody elsewhere
 proxyd doctor --format json | jq '.findings[] | select(.level != "ok")'"""
 _COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
 
@@ -40,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unit", metavar="FILE", type=Path, default=doctor_machine.UNIT, help=f"systemd's unit, if one is there ({doctor_machine.UNIT})"
     )
-    parser.add_argument("--no-network", action="store_true", help="ask no upstream")
+    parser.add_argument("--no-network", action="store_true", help="ask no upstream and no issuer")
     add_format(parser, ("text", "json"))
 
 
@@ -71,7 +72,9 @@ def _look(args: argparse.Namespace) -> Iterable[Finding]:
     yield from doctor_machine.unit(args.unit, config, place)
     yield from daemon.findings
     yield from doctor_service.ports(config, daemon)
+    yield from doctor_access.certificate(config, place.absolute().parent, doctor_machine.settings_of(args.unit))
     yield from _database(config, place, daemon)
+    yield from () if args.no_network else doctor_access.issuers(config)
     visits = [] if args.no_network else doctor_upstreams.visit(config)
     yield doctor_machine.clock(Clock().now_us() / 1e6, [visit.date for visit in visits if visit.date is not None])
     for visit in visits:

@@ -99,7 +99,7 @@ def clock(now: float, dates: Sequence[float]) -> Finding:
 
 def unit(place: Path, config: Config, config_file: Path) -> Iterable[Finding]:
     """What a systemd unit lacks for this configuration; drop-ins are read too. Nothing where there is no unit."""
-    settings = _unit(place)
+    settings = settings_of(place)
     if settings is None:
         return
     about, well = f"unit {place.name}", True
@@ -136,7 +136,7 @@ def _unit_problems(settings: dict[str, str], config: Config, config_file: Path) 
         yield f"there is no {words[0]}", "install proxyd there, or change ExecStart="
 
 
-def _unit(place: Path) -> dict[str, str] | None:
+def settings_of(place: Path) -> dict[str, str] | None:
     """The [Service] settings of a unit and its drop-ins, the last word counting; names in lower case."""
     parser = configparser.ConfigParser(
         strict=False, interpolation=None, allow_no_value=True, comment_prefixes=("#", ";"), delimiters=("=",)

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from proxyd.cli.doctor_access import SOON
 from proxyd.cli.finding import Finding, fail, ok, warn
 from proxyd.config.schema import Kind
 from proxyd.upstream import kinds
@@ -23,8 +24,6 @@ PATIENCE = 5.0
 """Seconds that a connection may take, and each silence in an answer."""
 MOST = 16 * 1024 * 1024
 """Bytes of a list of models that are read."""
-SOON = 14
-"""Days that a certificate should still be good for: those that are renewed by themselves are renewed 30 days before their end."""
 
 
 @dataclass(slots=True)

@@ -4,12 +4,15 @@ The faults, in order: a typo, an unset secret, an open door, a name that does no
 nobody, one that ends soon, a refused credential, a missing credential, a model that is not there, a list that is none, a sick
 upstream, an upstream that breaks off, a clock that is wrong, a damaged database, a database of a newer proxyd, one that others
 may read, a folder that is not there, a full disk, a port that is taken, a port of no machine, few descriptors, no C parser, an
-old SQLite, extras that are missing, a bad unit, a daemon that takes no traffic, one of another version, one with another database.
+old SQLite, extras that are missing, a bad unit, a daemon that takes no traffic, one of another version, one with another database;
+a certificate of one's own that has ended, begins tomorrow, ends soon, has another's key, cannot be read or is none, a key that the unit's
+user may not read, an issuer that is away, one that publishes something else, one without a key that can be used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import http.server
 import json
 import os
@@ -23,11 +26,17 @@ import sys
 import threading
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from bench.children import free_port
 from proxyd.cli import doctor_machine, main
 from proxyd.config.load import load_file
 from proxyd.store import upkeep
+from tests.issuer import Key, key_set
+from tests.origin import whole
 from tests.process import ROOT, Daemon, settings
 
 KEY = "sk-upstream-0123456789abcdef"
@@ -460,3 +469,106 @@ def test_people_read_it_too(clinic, capsys):
     assert out.startswith("fail  config")
     assert "→ mend the file" in out
     assert "\x1b" not in out
+
+
+# Who gets in
+
+
+def own(folder, begins: int, ends: int, name: str = "own") -> ec.EllipticCurvePrivateKey:
+    """A certificate, good from so many days from now to so many, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now, named = dt.datetime.now(dt.UTC), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "own")])
+    made = x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now + dt.timedelta(begins)).not_valid_after(now + dt.timedelta(ends, minutes=5))
+    (folder / f"{name}.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return key
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "level", "word"),
+    [
+        (-1, 90, None, ""),
+        (-1, 40_000, None, ""),  # beyond 2049 the dates are written in another form
+        (-30, 5, "warn", "ends in 5 days"),
+        (-30, -1, "fail", "ended on"),
+        (1, 30, "fail", "begins on"),
+    ],
+)
+def test_a_certificate_of_one_s_own_by_its_dates(clinic, begins, ends, level, word):
+    own(clinic.folder, begins, ends)
+    clinic.write(tls={"cert": "own.pem", "key": "own.key"})
+    found = clinic.says()
+    if level is None:
+        assert found == []
+    else:
+        one(found, level, "tls", word)
+
+
+def test_a_certificate_with_another_s_key_one_that_is_not_there_and_one_that_is_none(clinic):
+    for name in ("own", "other"):
+        own(clinic.folder, -1, 90, name)
+    (clinic.folder / "page.pem").write_text("<html>")
+    for cert, key, word in (("own.pem", "other.key", "do not belong together"), ("own.pem", "no.key", "cannot be read"), ("page.pem",) * 3):
+        clinic.write(tls={"cert": cert, "key": key})
+        one(clinic.says(), "fail", "tls", word)
+
+
+def test_a_key_that_the_unit_s_user_may_not_read(clinic):
+    folder = clinic.folder / "tls"
+    folder.mkdir()
+    own(folder, -1, 90)
+    clinic.write(tls={"cert": "tls/own.pem", "key": "tls/own.key"})
+    (clinic.folder / "proxyd.service").write_text((ROOT / "systemd" / "proxyd.service").read_text())
+    drop_in = clinic.folder / "proxyd.service.d" / "own.conf"
+    drop_in.parent.mkdir()
+
+    def found() -> list[str]:
+        return [says.partition(":")[0] for _, about, says in clinic.says() if about == "tls"]
+
+    closed = [place for place in folder.parents if not place.stat().st_mode & 1]  # pytest's own folders are the user's alone
+    modes = {place: place.stat().st_mode for place in closed}
+    try:
+        for place in closed:
+            place.chmod(0o755)
+        assert found() == []
+        (folder / "own.key").chmod(0o640)
+        assert found() == [f"the unit's user may not read {folder / 'own.key'}"]
+        drop_in.write_text(f"[Service]\nSupplementaryGroups={folder.group()}\n")
+        assert found() == []
+        folder.chmod(0o700)  # as Let's Encrypt has it
+        assert found() == [f"the unit's user may not read {folder / name}" for name in ("own.pem", "own.key")]
+    finally:
+        for place, mode in modes.items():
+            place.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (key_set(Key("k"), Key("r", "RS256")), None),
+        (b"<html>", "is no key set"),
+        (b'{"keys": []}', "has no key that can be used"),
+        (key_set({"kty": "oct", "k": "c2VjcmV0"}), "has no key that can be used"),
+        (None, "Cannot connect"),
+    ],
+    ids=str,
+)
+def test_the_keys_of_an_issuer(clinic, origin, body, word):
+    url = f"{origin.root}/keys" if body is not None else f"http://127.0.0.1:{free_port()}/keys"
+    origin.on("/keys", whole(body or b""))
+    rules = [{"issuer": "https://id.example.com", "audience": aud, "jwks_url": url} for aud in ("a", "b")]
+    clinic.write(auth={"jwt": rules})
+    found = clinic.says()
+    if word is None:
+        assert found == []
+        assert len(origin.requests) == 1  # one key set, though two audiences
+    else:
+        one(found, "fail", "issuer id.example.com", word)
+    assert clinic.says("--no-network") == []
+
+
+def test_an_issuer_whose_discovery_is_about_another(clinic, origin):
+    origin.on("/.well-known/openid-configuration", whole(b'{"issuer": "https://other.example.com"}'))
+    clinic.write(auth={"jwt": [{"issuer": origin.root, "audience": "a", "name": "it"}]})
+    one(clinic.says(), "fail", "issuer it", "is not about this issuer", "jwks_url")
