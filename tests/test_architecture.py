@@ -452,13 +452,14 @@ def test_the_package_is_where_the_test_looks() -> None:
 
 
 def test_each_room_says_what_is_in_it() -> None:
-    """The first page of a room, its `__init__.py`, has a line for every file there, and for no other."""
-    for room in sorted(path.parent for path in PACKAGE.glob("[a-z]*/__init__.py")):
+    """The first page of the house and of each room, `__init__.py`, has a line for every file and room there, and for no other."""
+    for room in (PACKAGE, *sorted(path.parent for path in PACKAGE.glob("[a-z]*/__init__.py"))):
         page = (room / "__init__.py").read_text("utf-8")
         named = re.findall(r"^(\w+) {2,}\S", ast.get_docstring(ast.parse(page)) or "", re.MULTILINE)
         if room.name == "cli":
             named += re.findall(r'^    "(\w+)": "', page, re.MULTILINE)  # COMMANDS
-        assert sorted(named) == sorted(file.stem for file in room.glob("[a-z]*.py")), room.name
+        there = [file.stem for file in room.glob("[a-z]*.py")] + [inner.parent.name for inner in room.glob("[a-z]*/__init__.py")]
+        assert sorted(named) == sorted(there), room.name
 
 
 def test_every_exception_says_why_and_names_a_rule() -> None:
