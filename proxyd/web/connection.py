@@ -165,9 +165,12 @@ class ClientConnection(web.RequestHandler):
         self._begun = self.idle
 
     def _process_keepalive(self) -> None:
-        """The time for a head is over (or for an idle connection, which ends without a word): who has begun one is told why."""
+        """The time for a head is over (or for an idle connection, which ends without a word): who has begun one is told why.
+
+        Not where an answer has ended the connection already, and the rest of its request still drips in.
+        """
         due = asyncio.get_running_loop().time() >= self._next_keepalive_close_time
-        if self._begun and due and self.idle and self._wire is not None and not self._force_close:
+        if self._begun and self._keepalive and due and self.idle and self._wire is not None and not self._force_close:
             late = ProxyError("request_timeout", "The head of the request took too long to arrive.")
             self._wire.write(_last_words(late, self.listener.new_id()))
         super()._process_keepalive()

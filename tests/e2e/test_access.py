@@ -1,6 +1,7 @@
 """Who may call, what is refused, and how a refusal reads."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
@@ -331,6 +332,26 @@ async def test_a_client_that_never_finishes_its_request_is_told_so_and_let_go(ri
     answer = await visit.rest()
     assert (answer.status, answer.error()["code"], answer.headers["connection"]) == (408, "request_timeout", "close")
     await visit.closed_by_peer()
+    await visit.leave()
+
+
+async def test_who_was_answered_before_its_body_came_gets_no_second_answer(rig):
+    visit = await Visit.open(rig.url)
+    await visit.say(request("POST", PATH, b"{", {"authorization": "", "content-length": "500"}))
+    assert (await visit.rest()).status == 401
+    more = bytearray()
+
+    async def listen() -> None:
+        with contextlib.suppress(ConnectionError):
+            while piece := await visit._reader.read(65536):
+                more.extend(piece)
+
+    listening = asyncio.create_task(listen())
+    while not listening.done():
+        with contextlib.suppress(ConnectionError):
+            await visit.say(b" ")
+        await asyncio.sleep(0.1)
+    assert more == b""
     await visit.leave()
 
 
