@@ -28,6 +28,9 @@ TOKEN_SECONDS = 0.02
 """One token each; 50 tokens/s is the pace of a mid-sized hosted model."""
 _TOKEN = re.compile(r"\s?\w{1,6}|\s?[^\w\s]|\s")
 _DIMENSIONS = 256
+CHOICES, INPUTS, DIMENSIONS = 128, 2048, 4096
+"""The most that one request gets, as at OpenAI: the answer is made here, on the event loop."""
+_NEEDS = {Endpoint.CHAT: "`messages`", Endpoint.COMPLETIONS: "a `prompt`", Endpoint.EMBEDDINGS: "an `input`"}
 _HEADERS = {"stream": b"text/event-stream; charset=utf-8", "json": b"application/json"}
 
 
@@ -58,8 +61,9 @@ class EchoUpstream:
             else:
                 answer = _Answer(ask, model, endpoint, stamp)
                 run.start(200, "stream" if answer.stream else "json", answer.pieces(), paced=answer.stream)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            run.start(400, "json", iter([_refusal(f"echo cannot read this request ({error})")]), paced=False)
+        except (TypeError, ValueError, AttributeError, KeyError):
+            message = f"echo cannot read this request: it needs {_NEEDS[endpoint]} and numbers as OpenAI has them."
+            run.start(400, "json", iter([_refusal(message)]), paced=False)
         return run
 
     async def probe(self, path: str | None) -> int:  # noqa: ARG002 - the shape of every upstream
@@ -125,9 +129,9 @@ class _Answer:
         self.chat = endpoint is Endpoint.CHAT
         self.stream = bool(ask.get("stream"))
         self.usage_wanted = bool((ask.get("stream_options") or {}).get("include_usage"))
-        self.choices = ask.get("n") or 1
+        self.choices = _number(ask, "n", CHOICES) or 1
         said = _last_message(ask["messages"]) if self.chat else _prompt(ask["prompt"])
-        limit = ask.get("max_completion_tokens") or ask.get("max_tokens")
+        limit = _number(ask, "max_completion_tokens") or _number(ask, "max_tokens")
         tokens = _TOKEN.findall(said)
         self.tokens = tokens[:limit]
         self.finish = "stop" if len(self.tokens) == len(tokens) else "length"
@@ -169,6 +173,14 @@ class _Answer:
         )
 
 
+def _number(ask: dict[str, Any], name: str, most: int = 2**31) -> int | None:
+    """A member that is a number from 1 on, or not there. Raises ValueError."""
+    number = ask.get(name)
+    if number is None or (type(number) is int and 0 <= number <= most):
+        return number or None
+    raise ValueError(name)
+
+
 def _sse(document: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(document) + b"\n\n"
 
@@ -195,9 +207,12 @@ def _embeddings(ask: dict[str, Any], model: str) -> bytes:
     """Vectors that are the same for the same text, of length one, and mean nothing."""
     given = ask["input"]
     inputs = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    if len(inputs) > INPUTS:
+        raise ValueError("input")
+    dimensions = _number(ask, "dimensions", DIMENSIONS) or _DIMENSIONS
     data = []
     for index, item in enumerate(inputs):
-        vector = _vector(item if isinstance(item, str) else str(item), ask.get("dimensions") or _DIMENSIONS)
+        vector = _vector(item if isinstance(item, str) else str(item), dimensions)
         packed = struct.pack(f"<{len(vector)}f", *vector)
         value: Any = base64.b64encode(packed).decode() if ask.get("encoding_format") == "base64" else vector
         data.append({"object": "embedding", "index": index, "embedding": value})

@@ -88,3 +88,8 @@ async def test_echo_tells_what_it_cannot_read(echo):
     assert (answer.status, answer.error()["type"]) == (400, "invalid_request_error")
     (row,) = echo.settled("bad")
     assert (row["state"], row["status"]) == ("failed", 400)
+    for more in ({"n": 10**9}, {"messages": [7]}):
+        told = (await ask(echo.url, PATH, chat("bad", **more))).error()
+        assert told["message"] == "echo cannot read this request: it needs `messages` and numbers as OpenAI has them."
+    for more in ({"input": "x", "dimensions": 10**9}, {"input": "x", "dimensions": -1}, {"input": ["x"] * 2049}, {}):
+        assert (await ask(echo.url, "/v1/embeddings", {"model": "bad", **more})).status == 400
