@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tests.e2e.client import chat, request
+from bench import proc
+from tests.e2e.client import PATH, chat, request
 from tests.origin import completion, delta, head
 from tests.process import Daemon, settings
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-PATH = "/v1/chat/completions"
 _MODEL = re.compile(rb'"model": ?"([^"]+)"')
 _FIRST = delta("a")
 _BEGUN = head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}) + b"%x\r\n%b\r\n" % (len(_FIRST), _FIRST)
@@ -139,7 +139,7 @@ class Crowd:
 
     def descriptors(self) -> int:
         """What the daemon has open."""
-        return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
+        return proc.descriptors(self.daemon.pid)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import answers, children, loops
+from bench import answers, children, loops, proc
 from bench.load import HEAD
 from bench.once import CONNECTIONS, Client, Proxy, running
 
@@ -67,16 +67,6 @@ async def drive(proxy: Proxy, numbers: range) -> None:
     await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
 
 
-def resident(pid: int) -> int:
-    """Bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
-def descriptors(pid: int) -> int:
-    """How many it has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
 def slope(samples: list[tuple[int, int]]) -> float:
     """Bytes a request, by least squares."""
     count = len(samples)
@@ -87,15 +77,15 @@ def slope(samples: list[tuple[int, int]]) -> float:
 async def main(wanted: argparse.Namespace, proxy: Proxy) -> int:
     samples: list[tuple[int, int]] = []
     await drive(proxy, range(100))
-    open_before, began = descriptors(proxy.pid), time.monotonic()
+    open_before, began = proc.descriptors(proxy.pid), time.monotonic()
     step = max(1, wanted.requests // SAMPLES)
     for start in range(0, wanted.requests, step):
         await drive(proxy, range(start, min(start + step, wanted.requests)))
         gc.collect()
-        samples.append((min(start + step, wanted.requests), resident(proxy.pid)))
+        samples.append((min(start + step, wanted.requests), proc.cost([proxy.pid]).rss))
         print(f"{samples[-1][0]:10,} requests, {samples[-1][1] / MIB:7.1f} MiB, {time.monotonic() - began:6.0f} s", flush=True)
     await asyncio.sleep(6)  # kept connections to the mock are dropped by the next call only: they are the same ones
-    leaked = descriptors(proxy.pid) - open_before
+    leaked = proc.descriptors(proxy.pid) - open_before
     late = [sample for sample in samples if sample[0] > wanted.warm] or samples
     growth = slope(late) * 100_000 / MIB if len(late) > 1 else 0.0
     print(f"{growth:+.2f} MiB each 100,000 requests after the first {wanted.warm:,}; {leaked:+} descriptors")

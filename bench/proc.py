@@ -49,6 +49,11 @@ def cost(pids: list[int]) -> Cost:
     return Cost(cpu, rss)
 
 
+def descriptors(pid: int) -> int:
+    """Count what it has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def machine_idle() -> tuple[int, int]:
     """Idle ticks and all ticks of the machine so far: how much of it was free tells whether a figure can be trusted."""
     with Path("/proc/stat").open(encoding="utf-8") as file:

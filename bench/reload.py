@@ -22,7 +22,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.children import environment, free_port, spawn
+from bench.children import environment, free_port, spawn, wait_listening
 
 WORDS = "word " * 400
 """About eight seconds of answer."""
@@ -101,9 +101,7 @@ def main() -> None:
         file.write_text(config(*places, args.routes, 0))
         child = spawn([sys.executable, "-m", "proxyd", "serve", "-c", str(file)], log, environment())
         try:
-            while "ops on" not in log.read_text():
-                assert child.poll() is None, log.read_text()
-                time.sleep(0.05)
+            wait_listening(child, places[1], log)
             asyncio.run(scene(args, places, file, 0))
             asyncio.run(scene(args, places, file, args.reloads))
         except OSError as error:

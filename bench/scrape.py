@@ -15,11 +15,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
-from bench.children import environment, free_port, spawn, stop
+from bench.children import environment, free_port, spawn, stop, wait_listening
 from bench.proc import cost
 from bench.reload import Stream, read
 
@@ -89,9 +88,7 @@ def main() -> None:
         file.write_text(config(*places, models))
         child = spawn([sys.executable, "-m", "proxyd", "serve", "-c", str(file)], log, environment(PROXYD_LOOP=args.loop))
         try:
-            while "ops on" not in log.read_text():
-                assert child.poll() is None, log.read_text()
-                time.sleep(0.05)
+            wait_listening(child, places[1], log)
             asyncio.run(one_each(places[0], models))
             print(f"{series(places[1])} series, {args.streams} streams, {args.loop}")
             for scraped in (False, True, False, True):
