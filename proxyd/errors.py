@@ -128,6 +128,8 @@ class ProxyError(Exception):
         self.retry_after = retry_after
         self.body = body
         self.allow = allow
+        self.upstream_id: str | None = None
+        """The upstream's own id of the exchange, where it was one's answer that failed."""
 
     def document(self) -> bytes:
         """The error as OpenAI shapes it: `{"error": {message, type, param, code}}`."""

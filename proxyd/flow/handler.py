@@ -23,6 +23,7 @@ from proxyd.flow.relay import finish, relay, unheard
 from proxyd.flow.settle import settle
 from proxyd.rules.idempotency import Verdict
 from proxyd.wire.faults import error_event
+from proxyd.wire.headers import upstream_request_id
 
 if TYPE_CHECKING:
     from proxyd.flow.broadcast import Broadcast
@@ -95,6 +96,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         finish(ex, down)
     except ProxyError as error:
         ex.error = error
+        error.upstream_id = None if ex.answer is None else upstream_request_id(ex.answer.headers)
         await settle(ex, runtime)
         _break(down, error)
     except asyncio.CancelledError:

@@ -23,6 +23,8 @@ def refused(error: ProxyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         told.append((b"x-should-retry", b"false"))
     if error.retry_after is not None:
         told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))
+    if error.upstream_id is not None:
+        told.append((b"Upstream-Request-Id", error.upstream_id.encode()))
     return error.status, told, error.document()
 
 

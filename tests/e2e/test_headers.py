@@ -106,6 +106,17 @@ async def test_only_listed_headers_reach_the_client(rig, streamed):
     assert row["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("status", [400, 401, 500])
+async def test_an_upstreams_error_brings_its_id_too(rig, status):
+    """It is what the provider's support asks for, and never more than now."""
+    model = f"failing-{status}"
+    rig.origin.on(model, whole(b"{}", status=status, headers={"x-request-id": "req_of_the_upstream"}))
+    for key in ({}, {"idempotency_key": model}):
+        answer = await ask(rig.url, PATH, chat(model), **key)
+        assert answer.headers["upstream-request-id"] == "req_of_the_upstream"
+        assert answer.headers["x-request-id"].startswith("req_1")
+
+
 async def test_a_request_id_of_the_client_does_not_become_ours(rig):
     rig.origin.on("id", whole(completion("hi")))
     answers = [await ask(rig.url, PATH, chat("id"), x_request_id="mine") for _ in range(2)]
