@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 KEPT = 10_000
 """Verified tokens remembered, about 400 bytes each."""
 AGAIN = 60.0
-"""Seconds between two fetches of an issuer's keys, whatever tokens ask for (CVE-2026-48524: a made-up `kid` must not fetch)."""
+"""Seconds after which an issuer's keys may be fetched once more, whatever tokens ask for (CVE-2026-48524: a made-up `kid` fetches)."""
+AT_ONCE = 3
+"""Fetches that need not wait for that: keys that are rotated just after the start are found."""
 AGAIN_EMPTY = 5.0
-"""The same, as long as there are no keys at all."""
+"""Seconds between two of them as long as there are no keys at all."""
 FRESH = 3600.0
 """Seconds after which keys are fetched again even if none is missing: what an issuer withdraws is not believed for ever."""
 STALE = 86_400.0
@@ -46,11 +48,23 @@ class Issuer:
         self.keys: tuple[bearer.SigningKey, ...] = ()
         self.fetched: float | None = None
         self.tried: float | None = None
+        self._left = AT_ONCE - 1.0
+        """Fetches that it may have at once, as of `tried`; the first one is not among them."""
         self.fetching: asyncio.Future[None] | None = None
 
-    def may_fetch(self, now: float) -> bool:
-        """Whether the brake lets go."""
-        return self.tried is None or now - self.tried >= (AGAIN if self.fetched is not None else AGAIN_EMPTY)
+    def take(self, now: float) -> bool:
+        """Take leave to fetch; False if it is too soon."""
+        since = AT_ONCE * AGAIN if self.tried is None else now - self.tried
+        if self.fetched is None:
+            if since < AGAIN_EMPTY:
+                return False
+        else:
+            left = min(AT_ONCE, self._left + since / AGAIN)
+            if left < 1:
+                return False
+            self._left = left - 1
+        self.tried = now
+        return True
 
     def due(self, now: float) -> bool:
         """Whether the keys should be looked at again."""
@@ -163,10 +177,8 @@ class Bearers:
         It is a task of its own: a client that leaves must not take away the keys that others wait for.
         """
         if issuer.fetching is None or issuer.fetching.done():
-            now = self._clock.monotonic()
-            if not issuer.may_fetch(now):
+            if not issuer.take(self._clock.monotonic()):
                 return None
-            issuer.tried = now
             issuer.fetching = self._spawn(self._fetch(issuer))
         return issuer.fetching
 
