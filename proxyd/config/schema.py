@@ -7,7 +7,8 @@ for `none` and `off`. Field metadata: `boot` marks what a reload cannot change; 
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any
+import functools
+from typing import Annotated, Any, get_args
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import fields
@@ -31,9 +32,6 @@ def _about(text: str, *, boot: bool = False, unit: str | None = None, secret: bo
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31)]
 Amount = Annotated[float, Meta(ge=0, le=1_000_000)]
-
-
-_SECRET_FIELDS = frozenset({"api_key", "key", "headers"})
 
 
 class Kind(enum.StrEnum):
@@ -85,14 +83,21 @@ class Reuse(enum.StrEnum):
     NEVER = "never"
 
 
+@functools.cache
+def _secrets(section: type[Struct]) -> frozenset[str]:
+    """The fields of a section that `_about` calls secret."""
+    return frozenset(
+        f.name for f in fields(section) if any(isinstance(x, Meta) and (x.extra or {}).get("secret") for x in get_args(f.type))
+    )
+
+
 class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A mapping of the YAML; unknown keys are errors."""
 
     def __repr__(self) -> str:
         """Show every field but the secrets: a struct in a log or an assertion tells none."""
-        shown = (
-            f"{f.name}={'…' if f.name in _SECRET_FIELDS and getattr(self, f.name) else repr(getattr(self, f.name))}" for f in fields(self)
-        )
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        shown = (f"{name}={'…' if value and name in _secrets(type(self)) else repr(value)}" for name, value in values)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
