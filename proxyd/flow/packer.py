@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from proxyd.clock import Clock
     from proxyd.wire.delivery import Delivery
+    from proxyd.wire.proto_stream import Template
 
+KEPT_BYTES = 16 << 10
+"""Of events that wait to be read together."""
 EVENT_LIMIT = 64 << 20
 """Bytes of one event; a larger one is left out."""
 LEAST_WAIT = 0.001
@@ -43,21 +46,38 @@ class Packer:
 
     def __init__(self, delivery: Delivery, clock: Clock, emit: Callable[[bytes], None], *, handle: bytes = b"") -> None:
         self._encoder = ChunkEncoder(delivery, handle=handle)
+        self._delay = self._encoder.delay
+        self._most = min(KEPT_BYTES, delivery.max_bytes)
         self._clock = clock
         self._emit = emit
         self._events = SSE(EVENT_LIMIT)
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
+        self._plain: Template | None = None
+        """What events look like that may wait in `_kept`: it costs less to read them together than one by one."""
+        self._kept: list[bytes] = []
+        self._room = 0
+        """Bytes that may still be kept: never more than text may be held."""
         self._tail = b""
         """Frames from the finish on, for as long as LEAST_WAIT."""
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the stream."""
+        plain = self._plain
+        if plain is not None and data.startswith(plain.first) and data.endswith(plain.last):
+            self._kept.append(data)
+            self._room -= len(data)
+            if self._timer is None:
+                self._wait(self._clock.monotonic() + self._delay)
+            if self._room > 0:
+                return b""
+            data = b""
         now = self._clock.monotonic()
         encoder = self._encoder
-        out: list[bytes] = []
+        out = self._take_kept()
         for event in self._split(data):
             out += encoder.feed(event, now)
+        self._learn()
         if encoder.finished:
             self._tail += b"".join(out)
             self._wait(now)
@@ -72,6 +92,7 @@ class Packer:
 
     def end(self, data: bytes) -> bytes:
         """Take the stream's last bytes; everything that is held leaves with them."""
+        self._plain = None  # nothing is kept any more
         out = [self.feed(data)]
         last = self._events.end()
         if last is not None and last.data is not None:
@@ -81,7 +102,7 @@ class Packer:
 
     def fail(self, data: bytes) -> bytes:
         """Take the last bytes of a stream that breaks; an error of ours that stands in them keeps its code and status."""
-        out = []
+        out = self._take_kept()
         for event in self._split(data):
             error = _own_error(event)
             out += self._encoder.feed(event, self._clock.monotonic()) if error is None else self._encoder.fail(error)
@@ -94,7 +115,24 @@ class Packer:
             self._timer.cancel()
             self._timer = None
 
+    def _learn(self) -> None:
+        """Know what may be kept from now on."""
+        self._plain = self._encoder.template if self._events.idle else None
+        self._room = min(self._most, self._encoder.room) if self._plain is not None else 0
+
+    def _take_kept(self) -> list[bytes]:
+        """Have the encoder read what was kept; returns the frames that are due."""
+        kept, self._kept = self._kept, []
+        if not kept:
+            return []
+        out = self._encoder.absorb(kept, self._rings_at)
+        if out is None:  # some of it only looked plain: one by one then, and nothing of it was due before
+            out = [frame for event in self._split(b"".join(kept)) for frame in self._encoder.feed(event, 0.0)]
+        return out
+
     def _split(self, data: bytes) -> list[bytes]:
+        if not data:
+            return []
         events = self._events
         if events.idle and (payloads := whole_events(data)) is not None:
             return payloads
@@ -117,8 +155,15 @@ class Packer:
     def _ring(self) -> None:
         self._timer = None
         encoder = self._encoder
+        if self._kept and encoder.deadline is None and not self._tail and (frame := encoder.at_once(self._kept)):
+            self._kept = []
+            self._room = self._most
+            self._emit(frame)
+            return
         # At the moment that was asked for, though the grid may have rung a little before it.
-        out = self._take_tail() + b"".join(encoder.tick(max(self._clock.monotonic(), self._rings_at)))
+        out = self._take_tail() + b"".join(self._take_kept())
+        out += b"".join(encoder.tick(max(self._clock.monotonic(), self._rings_at)))
+        self._learn()
         if encoder.deadline is not None:
             self._wait(encoder.deadline)
         if out:

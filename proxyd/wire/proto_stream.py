@@ -41,14 +41,19 @@ MAX_CHOICES = 128
 
 
 class Template:
-    """An event of which all but its text is known; `text` stands between `head` and `tail`, as the inside of a JSON string."""
+    """An event of which all but its text is known; `text` stands between `head` and `tail`, as the inside of a JSON string.
 
-    __slots__ = ("_begin", "_end", "head", "index", "tail")
+    On the wire it begins with `first` and ends with `last`.
+    """
+
+    __slots__ = ("_begin", "_end", "first", "head", "index", "last", "tail")
 
     def __init__(self, head: bytes, tail: bytes, index: int) -> None:
         self.head = head
         self.tail = tail
         self.index = index
+        self.first = b"data: " + head
+        self.last = tail + b"\n\n"
         self._begin = len(head)
         self._end = -len(tail)
 
@@ -62,6 +67,20 @@ class Template:
             return b""
         return text.encode()
 
+    def texts(self, events: list[bytes]) -> bytes:
+        """Read the text of events as they came, each beginning with `first` and ending with `last`; empty as above."""
+        begin, end = self._begin + 6, self._end - 2
+        inside = [event[begin:end] for event in events]
+        said = b'","'.join(inside)
+        if b"\\" in said and any(text.endswith(b"\\") for text in inside):
+            return b""  # it might escape the quote that is put behind it
+        try:
+            # as many strings as events, or an error: so none has a quote inside, and none is finished by the next
+            texts: list[str] = orjson.loads(b'["%b"]' % said)
+        except orjson.JSONDecodeError:
+            return b""
+        return "".join(texts).encode() if len(texts) == len(inside) else b""
+
 
 class ChunkEncoder:
     """One stream. `frame` puts a message into its framing (`delimited`, or `connect.envelope`).
@@ -73,7 +92,6 @@ class ChunkEncoder:
     __slots__ = (
         "_about",
         "_chunk_said",
-        "_delay",
         "_delivery",
         "_exact",
         "_finished",
@@ -86,6 +104,7 @@ class ChunkEncoder:
         "_tokenize",
         "_usage",
         "deadline",
+        "delay",
         "ended",
     )
 
@@ -102,7 +121,8 @@ class ChunkEncoder:
         self.ended = False
         """`[DONE]` or an error came; what is fed after it is ignored."""
         delay = DEFAULT_DELAY_MS if delivery.max_delay_ms is None else delivery.max_delay_ms
-        self._delay = delay / 1000
+        self.delay = delay / 1000
+        """Seconds that text may be held."""
         self._delivery = delivery
         self._frame = frame
         self._tokenize = tokenize if delivery.tokens else None
@@ -143,6 +163,46 @@ class ChunkEncoder:
         if self._delivery.full:
             self._template = None  # what the event says beside its text may be news now
         return self._exactly(event, document, now, mended=mended) if self._exact else self._take(event, document, now)
+
+    @property
+    def template(self) -> Template | None:
+        """What the events look like that may be kept, for as long as text may be held, and be taken in together by `absorb`."""
+        return None if self._finished or self.delay == 0 or self._exact is not None else self._template
+
+    @property
+    def room(self) -> int:
+        """Bytes of text that may still be held of any choice."""
+        return self._delivery.max_bytes - (max(held.size for held in self._held.values()) if self._held else 0)
+
+    def at_once(self, events: list[bytes]) -> bytes:
+        """Give the frame of such events where nothing is held; empty where something is, or where they are not that simple."""
+        template = self._template
+        if template is None or self._held or self._usage or self._tokenize is not None or self._delivery.full:
+            return b""
+        text = template.texts(events)
+        return self._pack(field(1, text) + (b"\x30" + varint(template.index) if template.index else b"")) if text else b""
+
+    def absorb(self, events: list[bytes], until: float) -> list[bytes] | None:
+        """Hold the text of such events until then; returns the frames of what is too much to hold.
+
+        None where the events are not that simple: nothing was taken in then.
+        """
+        template = self._template
+        text = b"" if template is None else template.texts(events)
+        if template is None or not text:
+            return None
+        held = self._held.get(template.index)
+        if held is None:
+            held = self._held[template.index] = Held()
+        elif held.rank > 2 or held.finish:
+            return None
+        held.rank = 2
+        held.content += text
+        held.size += len(text)
+        if held.size >= self._delivery.max_bytes:
+            return self.flush()
+        self.deadline = until if self.deadline is None else self.deadline
+        return []
 
     def tick(self, now: float) -> list[bytes]:
         """Give what is due by now."""
@@ -201,10 +261,10 @@ class ChunkEncoder:
         if len(choices) == 1 and not usage and not frames[1:]:
             self._learn(event, choices[0])
         if self._held and self.deadline is None:
-            self.deadline = now + self._delay
+            self.deadline = now + self.delay
         if (
             (usage and self._finished)
-            or (self._delay == 0 and self._held and not any(held.finish for held in self._held.values()))
+            or (self.delay == 0 and self._held and not any(held.finish for held in self._held.values()))
             or self._start.handle
         ):
             frames += self.flush()
@@ -260,8 +320,8 @@ class ChunkEncoder:
         if first or held.size >= self._delivery.max_bytes:
             return True
         if self.deadline is None:
-            self.deadline = now + self._delay
-        return self._delay == 0 and not held.finish
+            self.deadline = now + self.delay
+        return self.delay == 0 and not held.finish
 
     # -- the quick way: an event that differs from the last plain one by its text alone
 
@@ -286,7 +346,7 @@ class ChunkEncoder:
             self.deadline = None
             return [self._pack(body) for body in (*self._exact.flush(), field(1, text) + (b"\x30" + varint(index) if index else b""))]
         frames = self.flush() if self.deadline is not None and now >= self.deadline else []
-        if self._delay == 0 and not self._held and not self._tokenize:
+        if self.delay == 0 and not self._held and not self._tokenize:
             return [*frames, self._pack(field(1, text) + (b"\x30" + varint(index) if index else b""))]
         held = self._held.get(index)
         if held is None:
@@ -298,8 +358,8 @@ class ChunkEncoder:
         held.content += text
         held.size += len(text)
         if self.deadline is None:
-            self.deadline = now + self._delay
-        if self._delay == 0 or held.size >= self._delivery.max_bytes:
+            self.deadline = now + self.delay
+        if self.delay == 0 or held.size >= self._delivery.max_bytes:
             frames += self.flush()
         return frames
 
