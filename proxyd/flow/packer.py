@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from proxyd.clock import Clock
     from proxyd.wire.delivery import Delivery
-    from proxyd.wire.proto_stream import Template
+    from proxyd.wire.template import Template
 
 KEPT_BYTES = 16 << 10
 """Of events that wait to be read together."""
