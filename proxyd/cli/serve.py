@@ -65,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
 
 def announce(daemon: Daemon) -> None:
     """Say where it listens, on standard output, for people and for programs that wait for it."""
-    print(f"listening on {daemon.url}", flush=True)
+    lines = [f"listening on {daemon.url}"]
     if daemon.ops_url:
-        print(f"ops on {daemon.ops_url}", flush=True)
+        lines.append(f"ops on {daemon.ops_url}")
     if daemon.key is not None:
-        print(f"key for this run: {daemon.key}   (environment: {daemon.config.environment.value}; name keys under auth.keys)", flush=True)
+        environment = daemon.config.environment.value
+        lines.append(f"key for this run: {daemon.key}   (environment: {environment}; name keys under auth.keys)")
+    sys.stdout.write("\n".join([*lines, ""]))  # in one write: the log may go to the same place, and would come between
+    sys.stdout.flush()

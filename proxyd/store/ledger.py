@@ -9,7 +9,7 @@ import orjson
 
 from proxyd.config.schema import Durability, OnFailure
 from proxyd.model import TOKENS, State
-from proxyd.store.writer import Upsert
+from proxyd.store.writer import Upsert, mended
 
 if TYPE_CHECKING:
     import sqlite3
@@ -69,6 +69,8 @@ class Ledger:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._last: int | None = None
+        self._progress: dict[int, tuple[Value, ...]] = {}
+        """What the checkpoint that waits will write, by id; replaced, never changed: the writer's thread reads it."""
 
     @property
     def healthy(self) -> bool:
@@ -123,9 +125,18 @@ class Ledger:
 
     def checkpoint(self, rows: Iterable[LedgerRow]) -> None:
         """Write what running attempts have come to so far, all in one commit. Rows that are settled, here or on disk, are left alone."""
-        now = [(*_growing(row), row.id) for row in rows if row.state is State.OPEN]
-        if now:
-            self._db.put("usage_events checkpoint", lambda connection: _update(connection, now), wait=False)
+        came = {row.id: mended((*_growing(row), row.id)) for row in rows if row.state is State.OPEN}
+        if not came:
+            return
+        # One that still waits, behind a slow disk, is replaced by this one, which must have its rows as well: nobody tells of them again.
+        latest = self._progress = {**self._progress, **came}
+
+        def write(connection: sqlite3.Connection) -> None:
+            if self._progress is latest:
+                self._progress = {}
+            connection.executemany(_CHECKPOINT, list(latest.values()))
+
+        self._db.put("usage_events checkpoint", write, wait=False)
 
     async def prune(self, before_us: int) -> int:
         """Delete settled rows from before a moment, a few at a time. Returns how many. Raises StoreError."""
@@ -166,10 +177,6 @@ class Ledger:
 
 def _prune(connection: sqlite3.Connection, before_us: int) -> int:
     return connection.execute(_EXPIRED, (before_us, PRUNE_ROWS)).rowcount
-
-
-def _update(connection: sqlite3.Connection, rows: list[tuple[Value, ...]]) -> None:
-    connection.executemany(_CHECKPOINT, rows)
 
 
 # These three run twice per exchange on the event loop, hence spelled out: a flat tuple costs half of one put together from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -154,6 +155,34 @@ async def test_checkpoints_of_all_running_rows_are_one_commit_and_survive_a_cras
     )
     assert found == [("interrupted", None, "none", NOW, 1), ("interrupted", 30, "estimated", NOW, 1499)]
     await db.close()
+
+
+async def test_a_checkpoint_that_waits_for_a_slow_disk_is_not_lost_to_the_next_one(strict):
+    """Each tells of what has changed only: a stream that fell silent is in the first one alone."""
+    db, ledger = strict
+    silent, other = opened(ledger.next_id()), opened(ledger.next_id())
+    await asyncio.gather(ledger.open(silent), ledger.open(other))
+    disk = threading.Event()
+    slow = db.submit(lambda _: disk.wait(10))
+    await asyncio.sleep(0.01)  # the writer has taken it
+    for row in (silent, other):
+        row.usage, row.tokens_source = Usage(5, 6, 11), Source.ESTIMATED
+        ledger.checkpoint([row])
+    disk.set()
+    await slow
+    await db.submit(lambda _: None)
+    assert query(db.path, "SELECT total_tokens, tokens_source FROM usage_events ORDER BY id") == [(11, "estimated")] * 2
+
+
+async def test_what_one_upstream_claims_cannot_spoil_the_checkpoint_of_the_others(strict):
+    db, ledger = strict
+    rows = [opened(ledger.next_id()) for _ in range(2)]
+    await asyncio.gather(*map(ledger.open, rows))
+    for row, tokens in zip(rows, (2**70, 6), strict=True):
+        row.usage, row.tokens_source = Usage(5, tokens, 11), Source.UPSTREAM
+    ledger.checkpoint(rows)
+    await db.submit(lambda _: None)
+    assert query(db.path, "SELECT prompt_tokens, completion_tokens FROM usage_events ORDER BY id") == [(5, None), (5, 6)]
 
 
 async def test_a_late_checkpoint_does_not_reopen_a_row(strict):
