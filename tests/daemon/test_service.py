@@ -207,6 +207,8 @@ async def test_a_stream_that_outlives_its_client_is_waited_for(
     os.kill(daemon.pid, signal.SIGTERM)
     await becomes(lambda: "draining: 1 running" in daemon.log)
     gate.open()
+    assert daemon.child is not None
+    await asyncio.to_thread(daemon.child.wait)  # `stop` alone would signal again: that ends it at once
     daemon.stop()
     assert [row["state"] for row in daemon.rows("slow")] == ["done"]
     again = daemon.start()

@@ -70,15 +70,27 @@ FAULTS = {
 }
 
 
-def started(tmp_path, database, origin, on_failure: str) -> Daemon:
-    if compiler() is None:
-        pytest.skip("no C compiler")
-    storage = {"url": f"sqlite:///{database}", "on_failure": on_failure}
-    config = settings(upstreams={"origin": at(origin)}, models={"*": {"upstream": "origin", "retry": {"attempts": 1}}}, storage=storage)
-    faults = Faults(tmp_path, database)
-    daemon = Daemon(tmp_path, config, faults.environ)
-    daemon.database, daemon.faults = database, faults
-    return daemon.start()
+@pytest.fixture
+def started(tmp_path, small_disk, origin):
+    """Start a daemon whose database is on the small disk, and may fail in other ways, too."""
+    running: list[Daemon] = []
+
+    def start(on_failure: str) -> Daemon:
+        if compiler() is None:
+            pytest.skip("no C compiler")
+        database = small_disk / "p.db"
+        storage = {"url": f"sqlite:///{database}", "on_failure": on_failure}
+        config = settings(upstreams={"origin": at(origin)}, models={"*": {"upstream": "origin", "retry": {"attempts": 1}}}, storage=storage)
+        faults = Faults(tmp_path, database)
+        daemon = Daemon(tmp_path, config, faults.environ)
+        daemon.database, daemon.faults = database, faults
+        running.append(daemon)
+        return daemon.start()
+
+    yield start
+    for daemon in running:
+        if daemon.child is not None:
+            daemon.child.end()
 
 
 async def trouble(daemon: Daemon) -> None:
@@ -88,11 +100,11 @@ async def trouble(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_and_all_is_written_after(tmp_path, small_disk, origin, fault):
+async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_and_all_is_written_after(started, origin, fault):
     gate = Gate()
     origin.on("*", whole(completion("hi")))
     origin.on("running", stream(delta("a"), gate, delta("", finish="stop"), DONE))
-    daemon = started(tmp_path, small_disk / "p.db", origin, "refuse")
+    daemon = started("refuse")
     running = await (await Visit.open(daemon.url)).post(PATH, chat("running", stream=True))
     await running.head()
     await running.until(delta("a"))
@@ -116,9 +128,9 @@ async def test_while_the_disk_fails_new_work_is_refused_and_running_work_ends_an
 
 
 @pytest.mark.parametrize("fault", [full, locked, FAULTS["read-only"]], ids=["full", "locked", "read-only"])
-async def test_where_answers_matter_more_than_bills_they_go_on_and_rows_follow(tmp_path, small_disk, origin, fault):
+async def test_where_answers_matter_more_than_bills_they_go_on_and_rows_follow(started, origin, fault):
     origin.on("*", whole(completion("hi")))
-    daemon = started(tmp_path, small_disk / "p.db", origin, "serve")
+    daemon = started("serve")
     with fault(daemon):
         await trouble(daemon)
         for number in range(20):
@@ -127,8 +139,8 @@ async def test_where_answers_matter_more_than_bills_they_go_on_and_rows_follow(t
     daemon.stop()
 
 
-async def test_a_disk_that_is_read_only_at_the_start_is_told_with_what_to_do(tmp_path, small_disk, origin):
-    daemon = started(tmp_path, small_disk / "p.db", origin, "refuse")
+async def test_a_disk_that_is_read_only_at_the_start_is_told_with_what_to_do(started):
+    daemon = started("refuse")
     daemon.stop()
     told = r"exit 1[\s\S]*Read-only file system\): make it writable for this user"
     with FAULTS["read-only"](daemon), pytest.raises(AssertionError, match=told):
