@@ -134,7 +134,9 @@ class Fuzz:
         finally:
             await visit.leave()
         self.findings.statuses[str(answer.status)] = self.findings.statuses.get(str(answer.status), 0) + 1
-        (row,) = await asyncio.to_thread(self.daemon.settled, model)
+        *before, row = await asyncio.to_thread(self.daemon.settled, model)
+        if any(attempt["error"] != "upstream_stale" for attempt in before):  # which is sent once more, and the only one that is
+            self._wrong(model, case, f"more than one attempt: {before}")
         body = answer.body
         if answer.status == 500 and b'"internal"' in body:
             self._wrong(model, case, "internal")
