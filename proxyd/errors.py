@@ -128,6 +128,8 @@ class ProxyError(Exception):
         self.retry_after = retry_after
         self.body = body
         self.allow = allow
+        self.advice: bool | None = None
+        """What an upstream told its client's SDK by `x-should-retry`; it goes on to the client. None: `retry` tells."""
         self.upstream_id: str | None = None
         """The upstream's own id of the exchange, where it was one's answer that failed."""
 

@@ -21,7 +21,7 @@ from proxyd.store.db import StoreError
 from proxyd.upstream import kinds
 from proxyd.wire.body import Edits, upstream_body
 from proxyd.wire.faults import in_band, refusal, refuses_usage
-from proxyd.wire.headers import retry_after
+from proxyd.wire.headers import retry_after, should_retry
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
@@ -188,6 +188,8 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
     body = await _refusal_body(answer)
     error = refusal(answer.status, body, secret)
     error.retry_after = retry_after(answer.headers, runtime.clock.now_us() / 1e6)
+    if error.code != "upstream_auth":  # what that one says is about proxyd
+        error.advice = should_retry(answer.headers)
     raise error
 
 

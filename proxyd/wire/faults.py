@@ -19,7 +19,9 @@ QUOTA_CODES = frozenset({"insufficient_quota", "credit_balance_exhausted", "bill
 def refused(error: ProxyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """An error that is the whole answer, as OpenAI says it: status, headers that tell SDKs whether and when to try again, body."""
     told = [(b"Content-Type", b"application/json")]
-    if not error.retry:
+    if error.advice is not None:
+        told.append((b"x-should-retry", b"true" if error.advice else b"false"))
+    elif not error.retry:
         told.append((b"x-should-retry", b"false"))
     if error.retry_after is not None:
         told.append((b"retry-after-ms", b"%d" % math.ceil(error.retry_after * 1000)))

@@ -167,6 +167,12 @@ def retry_after(upstream: Headers, now: float) -> float | None:
     return parse_retry_after(told.get(b"retry-after"), told.get(b"retry-after-ms"), now)
 
 
+def should_retry(upstream: Headers) -> bool | None:
+    """Say what an upstream tells SDKs about trying again (`x-should-retry`); None where it says nothing, or something else."""
+    told = next((value.strip() for name, value in upstream if name.lower() == b"x-should-retry"), b"")
+    return {b"true": True, b"false": False}.get(told)
+
+
 def parse_retry_after(retry_after: bytes | None, retry_after_ms: bytes | None, now: float) -> float | None:
     """Say how many seconds an upstream asks us to wait; None where it does not say, or says nonsense.
 

@@ -330,6 +330,25 @@ async def test_a_wait_is_understood_in_every_form_and_told_as_whole_seconds(roug
         assert bounds[0] <= int(answer.headers["retry-after"]) <= bounds[1]
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (429, "false", "false"),
+        (529, "true", "true"),
+        (503, "perhaps", None),
+        (400, "true", "true"),
+        (400, None, "false"),
+        (401, "true", "false"),
+    ],
+)
+async def test_what_an_upstream_tells_sdks_about_trying_again_reaches_them(rough, status, said, told):
+    """It knows best: providers answer a 429 that no waiting cures, and tools rely on the header as it was sent."""
+    body = b'{"error":{"message":"no","type":"requests","param":null,"code":null}}'
+    rough.origin.on("own-5", whole(body, status=status, headers={} if said is None else {"x-should-retry": said}))
+    answer = await ask(rough.url, PATH, chat("own-5"))
+    assert answer.headers.get("x-should-retry") == told
+
+
 async def test_a_full_queue_of_ollama_is_tried_again_and_then_told_in_openais_shape(rough):
     full = whole(b'{"error":"server busy, please try again.  maximum pending requests exceeded"}', status=503)
     rough.origin.on("own-retried", full, whole(completion("fine")))
