@@ -7,7 +7,6 @@ for `none` and `off`. Field metadata: `boot` marks what a reload cannot change; 
 from __future__ import annotations
 
 import enum
-import functools
 from typing import Annotated, Any, get_args
 
 from msgspec import Meta, Struct, field
@@ -83,7 +82,6 @@ class Reuse(enum.StrEnum):
     NEVER = "never"
 
 
-@functools.cache
 def _secrets(section: type[Struct]) -> frozenset[str]:
     """The fields of a section that `_about` calls secret."""
     return frozenset(

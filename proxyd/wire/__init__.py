@@ -20,6 +20,7 @@ dialects       how each upstream writes answers
 chunk          the ordinary chunk, read at the least cost
 answer         what one answer has said so far
 usage          token counts and errors, in all dialects
+template       events of a stream that differ by their text alone, known by their bytes
 tokens         counting offline, where no upstream reports
 faults         errors of upstreams made ours, and ours as clients read them
 tape           what was sent, kept to be sent again
