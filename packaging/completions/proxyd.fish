@@ -29,7 +29,7 @@ complete -c proxyd -n '__fish_seen_subcommand_from top' -l once -d 'print one fr
 complete -c proxyd -n '__fish_seen_subcommand_from top' -l format -x -a 'text json' -d 'json, with --once: all that is known, as it came'
 complete -c proxyd -n '__fish_seen_subcommand_from doctor' -s h -l help -d 'show this help message and exit'
 complete -c proxyd -n '__fish_seen_subcommand_from doctor' -s c -l config -r -F -d 'the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml'
-complete -c proxyd -n '__fish_seen_subcommand_from doctor' -l unit -r -F -d 'systemd\'s unit, if one is there (/etc/systemd/system/proxyd.service)'
+complete -c proxyd -n '__fish_seen_subcommand_from doctor' -l unit -r -F -d 'systemd\'s unit, if one is there (default: /etc/systemd/system/proxyd.service or /usr/lib/systemd/system/proxyd.service)'
 complete -c proxyd -n '__fish_seen_subcommand_from doctor' -l no-network -d 'ask no upstream and no issuer'
 complete -c proxyd -n '__fish_seen_subcommand_from doctor' -l format -x -a 'text json' -d 'how to print: text, json (default: text)'
 complete -c proxyd -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'

@@ -6,6 +6,7 @@ Failed, ConfigError or OSError for what went wrong; the frame says it on one lin
 Beside them:
 
 ops               how commands talk to the running daemon
+unit              what systemd's unit says of both
 place             where the database is, and who writes it
 output            tables, JSON, CSV, colours
 finding           what the doctor finds

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, Failed, config_path, counted
+from proxyd.cli import DONE, Failed, config_path, counted, unit
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
@@ -125,7 +125,7 @@ def _made(path: Path, config: Config) -> Made:
     """Count the keys of the database, if there is one."""
     now_us = Clock().now_us()
     try:
-        place = database_path(config.storage.url, path.absolute().parent, os.environ.get("STATE_DIRECTORY"))
+        place = database_path(config.storage.url, path.absolute().parent, unit.state_directory(path))
         live = [key for key in stored(place) if key.live(now_us)]
     except StoreError:
         return Made()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, config_path, doctor_access, doctor_machine, doctor_service, doctor_upstreams
+from proxyd.cli import DONE, FAILED, config_path, doctor_access, doctor_machine, doctor_service, doctor_upstreams, unit
 from proxyd.cli.check import reasons
 from proxyd.cli.finding import Finding, Level, fail, ok, warn
 from proxyd.cli.output import BOLD, DIM, GREEN, RED, YELLOW, add_format, paint, plain
@@ -39,7 +39,7 @@ _COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Take a unit, whether to ask upstreams, and a format."""
     parser.add_argument(
-        "--unit", metavar="FILE", type=Path, default=doctor_machine.UNIT, help=f"systemd's unit, if one is there ({doctor_machine.UNIT})"
+        "--unit", metavar="FILE", type=Path, help=f"systemd's unit, if one is there (default: {' or '.join(map(str, unit.PLACES))})"
     )
     parser.add_argument("--no-network", action="store_true", help="ask no upstream and no issuer")
     add_format(parser, ("text", "json"))
@@ -69,11 +69,12 @@ def _look(args: argparse.Namespace) -> Iterable[Finding]:
         return
     daemon = doctor_service.running(config)
     yield doctor_machine.descriptors(config, daemon.pid)
-    yield from doctor_machine.unit(args.unit, config, place)
+    service = args.unit or unit.installed()
+    yield from doctor_machine.unit(service, config, place)
     yield from daemon.findings
     yield from doctor_service.ports(config, daemon)
-    yield from doctor_access.certificate(config, place.absolute().parent, doctor_machine.settings_of(args.unit))
-    yield from _database(config, place, daemon)
+    yield from doctor_access.certificate(config, place.absolute().parent, unit.settings_of(service))
+    yield from _database(config, place, unit.state_directory(place, service), daemon)
     yield from () if args.no_network else doctor_access.issuers(config)
     visits = [] if args.no_network else doctor_upstreams.visit(config)
     yield doctor_machine.clock(Clock().now_us() / 1e6, [visit.date for visit in visits if visit.date is not None])
@@ -106,16 +107,21 @@ def _mend(message: str) -> str:
     return "mend the file; `proxyd check` tells the same"
 
 
-def _database(config: Config, place: Path, daemon: doctor_service.Running) -> Iterable[Finding]:
-    state = os.environ.get("STATE_DIRECTORY")
+def _database(config: Config, place: Path, state: str | None, daemon: doctor_service.Running) -> Iterable[Finding]:
     try:
         path = database_path(config.storage.url, place.absolute().parent, state)
     except StoreError as error:
         yield fail("database", str(error), "change storage.url")
         return
-    if not path.exists() and not state and daemon.database is not None and daemon.database.name == path.name:
-        path = daemon.database  # systemd has told the daemon alone which folder it is in
-    yield from doctor_service.database(path, daemon)
+    try:
+        if state and not os.environ.get("STATE_DIRECTORY") and not Path(state).exists() and daemon.database is None:
+            yield ok("database", f"{path}: systemd makes its folder at the first start")
+            return
+        if not path.exists() and daemon.database is not None and daemon.database.name == path.name:
+            path = daemon.database  # it was told another folder than this shell
+        yield from doctor_service.database(path, daemon)
+    except PermissionError:
+        yield fail("database", f"{path} is not for this user to look at", "run doctor as root")
 
 
 def _print(finding: Finding, width: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
 import importlib.util
-import itertools
 import platform
 import resource
 import statistics
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyd.cli.finding import Finding, fail, ok, warn
+from proxyd.cli.unit import served, settings_of
 from proxyd.config import units
 from proxyd.store import upkeep
 
@@ -32,7 +31,6 @@ _EXTRAS = (
     ("prices", "genai_prices", "costs are known only where a route has a price"),
     ("compress", "brotli", "requests compressed with br or zstd are refused"),
 )
-UNIT = Path("/etc/systemd/system/proxyd.service")
 
 
 def installed() -> list[Finding]:
@@ -128,26 +126,11 @@ def _unit_problems(settings: dict[str, str], config: Config, config_file: Path) 
             f"LimitNOFILE={files} is too low for limits.streams ({config.limits.streams})",
             f"LimitNOFILE={2 * config.limits.streams + SPARE}",
         )
-    words = settings.get("execstart", "").split()
-    named = [after for word, after in itertools.pairwise(words) if word in {"-c", "--config"}]
-    if named and Path(named[0]).resolve() != config_file.resolve():
-        yield f"it serves {named[0]}, and this is {config_file}", f"proxyd doctor -c {named[0]}"
+    words, named = settings.get("execstart", "").split(), served(settings)
+    if named is not None and named.resolve() != config_file.resolve():
+        yield f"it serves {named}, and this is {config_file}", f"proxyd doctor -c {named}"
     if words and not Path(words[0].lstrip("-@:+!")).is_file():
         yield f"there is no {words[0]}", "install proxyd there, or change ExecStart="
-
-
-def settings_of(place: Path) -> dict[str, str] | None:
-    """The [Service] settings of a unit and its drop-ins, the last word counting; names in lower case."""
-    parser = configparser.ConfigParser(
-        strict=False, interpolation=None, allow_no_value=True, comment_prefixes=("#", ";"), delimiters=("=",)
-    )
-    files = [place, *sorted(place.with_name(place.name + ".d").glob("*.conf"))]
-    try:
-        if not parser.read(files, encoding="utf-8"):
-            return None
-    except (configparser.Error, UnicodeDecodeError):
-        return {}
-    return {name: (value or "").strip() for name, value in parser.items("Service")} if parser.has_section("Service") else {}
 
 
 def _span(text: str) -> float | None:

@@ -8,10 +8,11 @@ import datetime as dt
 import os
 import random
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from proxyd.cli import DONE, Failed, WrongUsage, config_path, give_examples, ops, output
+from proxyd.cli import DONE, Failed, WrongUsage, config_path, give_examples, ops, output, unit
 from proxyd.clock import Clock
 from proxyd.config import units
 from proxyd.config.load import load_file, look_into
@@ -23,7 +24,6 @@ from proxyd.store.keys import ApiKeys, KeyRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from proxyd.config.schema import Config
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         config = load_file(place, os.environ)
     except ConfigError as error:
         config, lacking = look_into(place, os.environ), error
-    desk = _Desk(config, place.absolute().parent, lacking)
+    desk = _Desk(config, place.absolute(), lacking)
     actions: dict[str, Callable[[_Desk, argparse.Namespace], int]] = {
         "create": _create,
         "list": _list,
@@ -202,10 +202,10 @@ def _list(desk: _Desk, args: argparse.Namespace) -> int:
 class _Desk:
     """Where keys are worked on: the daemon's operator port, or the database itself when no daemon holds it."""
 
-    def __init__(self, config: Config, folder: Path, lacking: ConfigError | None) -> None:
+    def __init__(self, config: Config, file: Path, lacking: ConfigError | None) -> None:
         """`lacking`: this shell has not all of the daemon's secrets, so that keys of the file may be missing from `config`."""
         self._config = config
-        self._folder = folder
+        self._file = file
         self.lacking = lacking
         self.file_keys = config.auth.keys if config.auth is not None else ()
 
@@ -224,7 +224,10 @@ class _Desk:
         if self.lacking is not None:
             raise self.lacking
         try:
-            place = database_path(self._config.storage.url, self._folder, os.environ.get("STATE_DIRECTORY"))
+            state = unit.state_directory(self._file)
+            place = database_path(self._config.storage.url, self._file.parent, state)
+            if state is not None and not Path(state).exists():  # the first key comes before the first start; systemd takes the folder over
+                Path(state).mkdir(mode=0o700)
             return asyncio.run(_directly(Database(place), here))
         except KeyRefusedError as error:
             raise Failed(str(error).rstrip(".")) from error

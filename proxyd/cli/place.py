@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxyd.cli import Failed, config_path, ops
+from proxyd.cli.unit import state_directory
 from proxyd.config.load import look_into
 from proxyd.store.db import Database
 from proxyd.store.file import InUseError, StoreError, database_path
@@ -26,16 +27,16 @@ PATIENCE = 3600.0
 def database(args: argparse.Namespace) -> tuple[Config, Path]:
     """Read the configuration as one who only looks, and find its database. Raises Failed, ConfigError.
 
-    Under systemd it is in a folder that only the daemon is told of ($STATE_DIRECTORY), so a running one is asked.
+    Where it is not beside the file, nor where systemd's unit has it, a running daemon is asked.
     """
     place = config_path(args, os.environ)
     config = look_into(place, os.environ)
-    state = os.environ.get("STATE_DIRECTORY")
+    state = state_directory(place)
     try:
         path = database_path(config.storage.url, place.absolute().parent, state)
     except StoreError as error:
         raise Failed(str(error)) from error
-    if path.exists() or state:
+    if _there(path) or os.environ.get("STATE_DIRECTORY"):
         return config, path
     try:
         told = ops.ask(config, "GET", "/state").get("database")
@@ -45,8 +46,15 @@ def database(args: argparse.Namespace) -> tuple[Config, Path]:
         return config, Path(told)
     raise Failed(
         f"no database at {path}, and no running daemon to ask: none has run with this configuration yet, "
-        "or it keeps it elsewhere, as under systemd: STATE_DIRECTORY=/var/lib/proxyd proxyd …"
+        "or it keeps it elsewhere: STATE_DIRECTORY=/var/lib/proxyd proxyd …"
     )
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # in a folder that is its service's alone: reading it says who may
+        return True
 
 
 def write(

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from bench.children import free_port
-from proxyd.cli import doctor_machine, main
+from proxyd.cli import doctor_machine, main, unit
 from proxyd.config.load import load_file
 from proxyd.store import upkeep
 from tests.issuer import Key, key_set
@@ -149,6 +149,7 @@ def clinic(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(upkeep, "library", lambda: ("3.53.1", False))
     monkeypatch.setattr(upkeep, "free_space", lambda _path: 10**11)
     monkeypatch.setattr(doctor_machine, "_EXTRAS", (("fast", "json", ""),))
+    monkeypatch.setattr(unit, "STATE", tmp_path / "lib")
     found = Clinic(tmp_path, capsys)
     found.write()
     return found
@@ -401,10 +402,10 @@ LimitNOFILE=65536
 )
 def test_a_bad_unit_and_a_drop_in_that_mends_it(clinic, line, instead, advice):
     words = {"python": sys.executable, "file": clinic.file}
-    unit = clinic.folder / "proxyd.service"
-    unit.write_text(UNIT.format(**words))
+    place = clinic.folder / "proxyd.service"
+    place.write_text(UNIT.format(**words))
     assert clinic.says() == []
-    unit.write_text(UNIT.replace(line, instead).format(**words))
+    place.write_text(UNIT.replace(line, instead).format(**words))
     one(clinic.says(), "warn", "unit proxyd.service", advice)
     (clinic.folder / "proxyd.service.d").mkdir()
     (clinic.folder / "proxyd.service.d" / "mend.conf").write_text(UNIT.format(**words))

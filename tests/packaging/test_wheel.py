@@ -63,7 +63,13 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(built):
 
 def test_the_wheel_brings_what_an_operator_copies_into_place(built):
     names = {name.partition("/data/share/proxyd/")[2] for name in zipfile.ZipFile(built[0]).namelist() if "/data/share/proxyd/" in name}
-    assert names >= {"config.example.yaml", "systemd/proxyd.service", "systemd/proxyd.socket", "completions/proxyd.bash"}
+    assert names >= {
+        "config.example.yaml",
+        "systemd/proxyd.service",
+        "systemd/proxyd.socket",
+        "systemd/monitoring/alerts.yml",
+        "completions/proxyd.bash",
+    }
 
 
 def test_the_container_copies_all_that_a_build_needs():
