@@ -168,7 +168,7 @@ class _LineHandler(logging.Handler):
         super().__init__()
         self._writer = writer
         self._style = style
-        self._places: dict[tuple[str, int], _Place] = {}
+        self._places: dict[tuple[str, int, object], _Place] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises, and never writes to stderr by itself, as logging's own `handleError` would."""
@@ -196,7 +196,8 @@ class _LineHandler(logging.Handler):
             return 0
         if len(self._places) >= MAX_PLACES:
             self._places.clear()
-        place = self._places.setdefault((record.pathname, record.lineno), _Place(record.created))
+        about = getattr(record, "upstream", None)  # that one is in trouble must not hide the next one
+        place = self._places.setdefault((record.pathname, record.lineno, about), _Place(record.created))
         return place.take(record.created)
 
 

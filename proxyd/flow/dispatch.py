@@ -73,10 +73,22 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
 
 
 def _tell(ex: Exchange, runtime: Runtime, failed: list[retry.Attempt], *, again: bool) -> int:
-    """Count attempts once it is known whether another follows, and not twice where a breaker makes us decide anew."""
+    """Count and log attempts once it is known whether another follows, and not twice where a breaker makes us decide anew."""
     for attempt in failed:
-        runtime.metrics.attempt_failed(ex.label, attempt.target.upstream, attempt.error.code, again=again)
+        error, upstream = attempt.error, attempt.target.upstream
+        runtime.metrics.attempt_failed(ex.label, upstream, error.code, again=again)
+        if error.blame is Blame.UPSTREAM:
+            told = {"request_id": ex.request_id, "upstream": upstream, "error": error.code, "status": error.status}
+            log.warning("an attempt failed: %s", _why(error), extra=told)
     return len(failed)
+
+
+def _why(error: ProxyError) -> str:
+    """What the operator should know of a failure. An upstream's own words are not it: they may quote the prompt, or a key."""
+    if error.body is not None:
+        return f"the upstream answered with status {error.status}"
+    cause = error.__cause__
+    return error.message if cause is None else f"{error.message} {type(cause).__name__}: {cause}"
 
 
 def _asked_too_much(ex: Exchange, health: Health, error: ProxyError) -> bool:

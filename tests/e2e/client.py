@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from tests.origin import HANG
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Rig
 
 PATH = "/v1/chat/completions"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -220,9 +221,10 @@ async def happens(moment: threading.Event) -> None:
     assert await asyncio.to_thread(moment.wait, HANG), "it did not happen"
 
 
-async def becomes(fact: Callable[[], object]) -> None:
-    """Wait until something is so."""
+async def becomes(fact: Callable[[], T]) -> T:
+    """Wait until something is so, and return it."""
     until = time.monotonic() + HANG
-    while not fact():
+    while not (found := fact()):
         assert time.monotonic() < until, "it never became so"
         await asyncio.sleep(0.005)
+    return found

@@ -158,6 +158,10 @@ async def test_the_second_upstream_answers_when_nobody_listens_at_the_first(rig)
     assert (await ask(rig.url, PATH, chat("first-dead"))).body == completion("fine")
     rows = rig.daemon.settled("first-dead", 2)
     assert [(row["upstream"], row["error"]) for row in rows] == [("dead", "upstream_connect"), ("lone-0", None)]
+    marks = ("an attempt failed", rows[0]["request_id"])
+    told = await becomes(lambda: [json.loads(line) for line in rig.daemon.log.splitlines() if all(mark in line for mark in marks)])
+    assert [(line["level"], line["upstream"], line["error"]) for line in told] == [("warning", "dead", "upstream_connect")]
+    assert "The upstream could not be connected to. ConnectionRefusedError: " in told[0]["msg"]
 
 
 async def test_nothing_is_tried_again_once_a_byte_left(pair):
