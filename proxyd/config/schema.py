@@ -341,7 +341,7 @@ class Limits(_Section, frozen=True):
 
     body: Annotated[Bytes, _about("largest request body, decoded", unit="size")] = 32 * 1024 * 1024
     streams: Annotated[int, _about("exchanges at once; more get 503"), Meta(ge=1)] = 10_000
-    connections_per_address: Annotated[int, _about("client connections at once from one address; more are closed"), Meta(ge=1)] = 4096
+    connections_per_address: Annotated[int, _about("client connections at once from one address; more get 429"), Meta(ge=1)] = 4096
     auth_failures: Annotated[Count | None, _about("wrong keys a minute from one address; who sends more waits; none for no end")] = 120
     body_timeout: Annotated[Seconds, _about("time to send a whole request body", unit="duration")] = 60.0
     header_timeout: Annotated[Seconds, _about("time to send a request head, and idle keep-alive", unit="duration")] = 60.0
