@@ -33,6 +33,8 @@ MAX_LINE, MAX_HEADERS = 8190, 128
 """Bytes of a request line or of one header, and headers in a head."""
 _MANY_HEADERS = "Too many headers received"
 """What aiohttp's parser says then, and no type of its own."""
+LINGER, LINGER_BYTES, LINGERING = 1.0, 1 << 20, 32
+"""Seconds and bytes for which a connection that is turned away is still heard, and how many there may be: more are closed at once."""
 LOG_SECONDS = 1.0
 """Between two lines that say that connections are refused: a flood of them must not become a flood of log."""
 _LAST_WORDS = (
@@ -67,7 +69,26 @@ class Sent:
 
 
 class _Refused(asyncio.Protocol):
-    """Of a connection that is turned away: nothing of it is read."""
+    """A connection that is turned away: what it sends is thrown away for a moment.
+
+    Closed at once it would be reset, and its client would hear of that in place of the answer.
+    """
+
+    def __init__(self, wire: asyncio.Transport, others: set[asyncio.Transport]) -> None:
+        self._wire, self._others, self._taken = wire, others, 0
+        others.add(wire)
+        self._end = asyncio.get_running_loop().call_later(LINGER, wire.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Throw it away."""
+        self._taken += len(data)
+        if self._taken > LINGER_BYTES:
+            self._wire.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - however it was
+        """It is gone."""
+        self._end.cancel()
+        self._others.discard(self._wire)
 
 
 def room() -> int:
@@ -251,6 +272,7 @@ class Listener(web.Server):
         self._repeated: dict[tuple[tuple[bytes, bytes], ...], Fields] = {}
         self.connected = 0
         self._complained = 0.0
+        self._refused: set[asyncio.Transport] = set()
         # aiohttp's defaults are for one application, not for the open net (its web_protocol.py):
         # heads may take an hour, malformed requests log a traceback, bodies are decompressed without our bound.
         self._settings: dict[str, Any] = {
@@ -297,9 +319,18 @@ class Listener(web.Server):
         if now - self._complained >= LOG_SECONDS:
             self._complained = now
             log.warning("connections refused: %s", why, extra={"address": address})
-        transport.set_protocol(_Refused())
         transport.write(_last_words(error, self.new_id()))
-        transport.close()
+        if len(self._refused) < LINGERING:
+            transport.set_protocol(_Refused(transport, self._refused))
+        else:
+            transport.set_protocol(asyncio.Protocol())
+            transport.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own signature
+        """Close every connection."""
+        for wire in list(self._refused):
+            wire.close()
+        await super().shutdown(timeout)
 
     def close_idle(self) -> None:
         """Close kept connections that are between two requests; new ones may still say what they want."""
