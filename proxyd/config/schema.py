@@ -94,8 +94,9 @@ class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __repr__(self) -> str:
         """Show every field but the secrets: a struct in a log or an assertion tells none."""
+        secrets = _secrets(type(self))
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        shown = (f"{name}={'…' if value and name in _secrets(type(self)) else repr(value)}" for name, value in values)
+        shown = (f"{name}={'…' if value and name in secrets else repr(value)}" for name, value in values)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

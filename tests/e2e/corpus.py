@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.origin import LAST_CHUNK, Ending, Step, chunked_body, head
+from tests.wire import corpus
 
-FOLDER = Path(__file__).parent.parent / "corpus"
 ENDPOINTS = ("/chat/completions", "/completions", "/embeddings")
 _LINE_END = rb"(?>\r\n|\n|\r)"
 _BLANK = re.compile(_LINE_END + rb"{2,}")
@@ -17,13 +15,8 @@ _USAGE_KEYS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tok
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One case: the bytes, and the sidecar's facts."""
-
-    name: str
-    body: bytes
-    facts: dict
-    context: dict
+class Case(corpus.Case):
+    """One case, as it is served here."""
 
     @property
     def endpoint(self) -> str:
@@ -44,16 +37,8 @@ class Case:
         return bool(self.context["request"].get("stream"))
 
     @property
-    def sse(self) -> bool:
-        return self.context["format"] == "sse"
-
-    @property
     def encoded(self) -> bool:
         return "content-encoding" in self.headers
-
-    @property
-    def cut(self) -> bool:
-        return self.context["transport_end"] == "cut"
 
     @property
     def usage(self) -> dict[str, int | None]:
@@ -83,8 +68,8 @@ class Case:
     def script(self, piece: int) -> list[Step]:
         """Serve the case in chunks of `piece` bytes, and end or break as its sidecar says."""
         if "content-length" in self.headers:
-            return [head(self.status, self.headers) + self.body, Ending.CLOSE if self.cut else Ending.KEEP]
-        return [*chunked_body(self.body, piece, self.headers, self.status), *([Ending.CLOSE] if self.cut else [LAST_CHUNK])]
+            return [head(self.status, self.headers) + self.body, Ending.KEEP if self.clean else Ending.CLOSE]
+        return [*chunked_body(self.body, piece, self.headers, self.status), *([LAST_CHUNK] if self.clean else [Ending.CLOSE])]
 
     def broken_at(self) -> int:
         """An offset in the middle of the data of some event, past half of the stream, before any terminal event."""
@@ -106,10 +91,9 @@ def whole_events(data: bytes) -> bytes:
 
 def cases() -> list[Case]:
     """Every case of an endpoint that is served here."""
-    found = []
-    for path in sorted(FOLDER.glob("*.json")):
-        facts = json.loads(path.read_text("utf-8"))
-        context = facts["context"]
-        if context["endpoint"].partition("?")[0].endswith(ENDPOINTS):
-            found.append(Case(facts["case"], (FOLDER / context["body_file"]).read_bytes(), facts, context))
-    return found
+    found = map(corpus.load, corpus.CASES)
+    return [
+        Case(case.name, case.body, case.facts, case.context)
+        for case in found
+        if case.context["endpoint"].partition("?")[0].endswith(ENDPOINTS)
+    ]

@@ -10,7 +10,7 @@ from tests.e2e.corpus import Case, cases, whole_events
 
 SIZES = (1, 7, 4096)
 CASES = cases()
-ANSWERED = [case for case in CASES if case.status < 400 and not case.error_first and not case.cut]
+ANSWERED = [case for case in CASES if case.status < 400 and not case.error_first and case.clean]
 COMPLETE = [case for case in ANSWERED if case.facts["complete"] or case.facts["had_error"]]
 SILENT = [case for case in ANSWERED if case not in COMPLETE]
 BROKEN = [case for case in ANSWERED if case.sse and not case.encoded and not case.facts["had_error"] and case.body.count(b"{") > 3]
@@ -113,7 +113,7 @@ async def test_a_broken_stream_is_whole_events_then_one_error_then_a_broken_tran
         assert row["tokens_source"] in ("upstream", "counted", "estimated")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.cut and case.sse], **NAMED)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.clean and case.sse], **NAMED)
 async def test_a_recorded_cut_is_told_and_counted_from_what_passed(rig, case):
     passed = whole_events(case.body)
     for size in SIZES:
@@ -126,7 +126,7 @@ async def test_a_recorded_cut_is_told_and_counted_from_what_passed(rig, case):
         assert row["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.cut and not case.sse], **NAMED)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.clean and not case.sse], **NAMED)
 async def test_a_unary_answer_that_came_in_part_never_looks_whole(rig, case):
     """Nothing had left yet when it broke, so the client gets a plain error and may try again."""
     answer, row = await _served(rig, case, 4096)

@@ -58,7 +58,7 @@ async def test_the_upstreams_events_come_out_of_the_frames_again(rig, case):
         assert all(same(one, other) for one, other in zip(got, expected, strict=False))
         assert len(got) == len(expected) + (not ended)
         if not ended:
-            assert got[-1]["error"]["code"] == ("upstream_cut" if case.cut else "upstream_incomplete")
+            assert got[-1]["error"]["code"] == ("upstream_incomplete" if case.clean else "upstream_cut")
         assert answer.whole == ended
         if case.facts["text_by_choice"].keys() <= {"0"}:
             assert text_of(answer.body) == "".join(case.facts["text_by_choice"].values())

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from proxyd.wire.proto_stream import ChunkEncoder
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "pb_samples"
-CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
 STREAMS = ("answer-1000", "answer-200", "code-440", "german-184", "hindi-113", "reasoning", "tool-calls")
 REQUESTS = ("short", "short-params", "conv-20", "tools", "tools-turn2", "kitchen-sink")
 

@@ -1,138 +1,17 @@
-"""The meter against the wire corpus and against hostile input: bytes in, bytes out, and the ten facts."""
+"""The meter, told what came: what leaves and when, what is read, and how answers are framed and coded."""
 
 from __future__ import annotations
 
-import functools
 import gzip
 import json
-import pathlib
-import re
 import zlib
-from dataclasses import asdict, dataclass
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from proxyd.model import Format, Usage
 from proxyd.wire.meter import Limits, Meter, format_of
 from proxyd.wire.sse import SSE
-
-CORPUS = pathlib.Path(__file__).parents[1] / "corpus"
-COUNTERS = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens")
-
-UPSTREAM = (Format.SSE, Format.NDJSON, Format.JSON)
-"""What upstreams send; protobuf is for clients only, and meets no meter."""
-
-
-@dataclass(frozen=True)
-class Case:
-    body: bytes
-    expected: dict
-    context: dict
-
-    def meter(self, **more) -> Meter:
-        response = self.context["response"]
-        return Meter(
-            Format(self.context["format"]),
-            status=response["status"],
-            content_encoding=response["headers"].get("content-encoding", "identity"),
-            endpoint=self.context["endpoint"],
-            **more,
-        )
-
-    @property
-    def clean(self) -> bool:
-        return self.context["transport_end"] == "clean"
-
-
-@functools.cache
-def load(name: str) -> Case:
-    sidecar = json.loads((CORPUS / f"{name}.json").read_text())
-    context = sidecar.pop("context")
-    sidecar.pop("case")
-    return Case((CORPUS / f"{name}.body").read_bytes(), sidecar, context)
-
-
-CASES = sorted(path.stem for path in CORPUS.glob("*.body"))
-STREAMS = [name for name in CASES if load(name).context["format"] != "json"]
-
-
-def run(meter: Meter, pieces: list[bytes], *, clean: bool) -> tuple[bytes, bytes]:
-    """What left by itself, and what was held."""
-    left = b"".join(meter.feed(piece) for piece in pieces)
-    left += meter.end(clean)
-    return left, meter.take_held()
-
-
-PRICED_PARTS = ("cache_write_tokens", "audio_input_tokens", "audio_output_tokens")
-"""Read for prices only; the corpus says nothing of them."""
-
-
-def facts(meter: Meter) -> dict:
-    """What was read, in the sidecars' shape."""
-    got = asdict(meter.read())
-    got.pop("service_tier")
-    got["text_by_choice"] = meter.texts()
-    usage = got.pop("usage") or asdict(Usage())
-    got.update({name: count for name, count in usage.items() if name not in PRICED_PARTS})
-    for member in ("finish_reasons", "text_by_choice"):
-        got[member] = {str(index): value for index, value in got[member].items()}
-    return got
-
-
-def dropped(case: Case) -> bytes:
-    """What a cut leaves of the body: whole events only."""
-    ends = [case.body.rfind(b"\n\n") + 2] if case.context["format"] == "sse" else [case.body.rfind(b"\n") + 1]
-    return case.body[: 0 if case.context["format"] == "json" else ends[0]]
-
-
-def check(case: Case, pieces: list[bytes]) -> None:
-    meter = case.meter()
-    left, held = run(meter, pieces, clean=case.clean)
-    assert facts(meter) == case.expected
-    assert left + held == (case.body if case.clean else dropped(case))
-
-
-def test_the_corpus_is_whole():
-    """All 115 cases are here."""
-    assert len(CASES) == 115
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_whole_body_reads_as_its_sidecar_says(name):
-    check(load(name), [load(name).body])
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_body_byte_by_byte_reads_the_same(name):
-    body = load(name).body
-    check(load(name), [body[i : i + 1] for i in range(len(body))])
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_a_body_event_by_event_reads_the_same(name):
-    """As upstreams send it, and as the hot path takes it."""
-    ends = re.split(rb"(?<=\n\n)" if load(name).context["format"] == "sse" else rb"(?<=\n)", load(name).body)
-    check(load(name), ends)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_body_cut_at_any_offset_reads_the_same(name):
-    case = load(name)
-    for offset in range(len(case.body) + 1):
-        check(case, [case.body[:offset], case.body[offset:]])
-
-
-@given(st.data())
-@settings(max_examples=300, deadline=None)
-def test_a_body_in_random_pieces_reads_the_same(data):
-    case = load(data.draw(st.sampled_from(CASES)))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(case.body)), max_size=20)))
-    check(case, [case.body[a:b] for a, b in zip([0, *cuts], [*cuts, len(case.body)], strict=True)])
-
-
-# ---------------------------------------------------------------------- what leaves, and when
+from tests.wire.corpus import run
 
 
 def chunk(content: str = "Hi", **more) -> bytes:
@@ -361,6 +240,25 @@ def test_a_large_body_is_read_without_decoding_its_vectors():
     assert (meter.read().usage, meter.read().model, meter.read().complete) == (Usage(4, 0, 4), "e", True)
 
 
+def test_work_is_linear_in_a_large_event_fed_byte_by_byte(monkeypatch):
+    """Told by what is looked at, not by a clock: the framer sees each byte once, and the carry is never copied anew."""
+    seen = 0
+    feed = SSE.feed
+
+    def counting(self, data):
+        nonlocal seen
+        seen += len(data)
+        return feed(self, data)
+
+    monkeypatch.setattr(SSE, "feed", counting)
+    event = chunk("x" * 200_000)
+    meter = Meter(Format.SSE)
+    left = b"".join([meter.feed(event[i : i + 1]) for i in range(len(event))])
+    assert left == event
+    assert seen == len(event)
+    assert meter.texts() == {0: "x" * 200_000}
+
+
 # ---------------------------------------------------------------------- coded answers
 
 
@@ -401,7 +299,7 @@ def test_an_unknown_coding_passes_unread():
 def test_a_bomb_passes_unread():
     """64 MiB of nothing in 64 KiB: decoding stops early, the bytes go on."""
     bomb = gzip.compress(b"\x00" * (64 << 20))
-    for format_ in UPSTREAM:
+    for format_ in (Format.SSE, Format.NDJSON, Format.JSON):
         meter = Meter(format_, content_encoding="gzip")
         left, held = run(meter, [bomb, b"more"], clean=True)
         assert left + held == bomb + b"more"
@@ -409,38 +307,6 @@ def test_a_bomb_passes_unread():
 
 
 # ---------------------------------------------------------------------- what was generated
-
-
-def produced(name: str) -> str:
-    case = load(name)
-    meter = case.meter()
-    run(meter, [case.body], clean=case.clean)
-    return meter.produced()
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("openai-chat-usage", "Lighthouses mark the edge of safe water."),
-        ("openai-chat-refusal", "I'm sorry, I can't help with that."),
-        ("openai-chat-tool-calls", 'get_tide{"port":"Brest"}get_wind{"port":"Brest", "unit":"kn"}'),
-        ("deepseek-reasoner", "Let's see.Obsidian is glass."),
-        ("vllm-chat-reasoning", "Two plus two... four.It is 4."),
-        ("json-llamacpp-chat", "hmIron rusts"),
-        ("json-openai-chat-n2-tools", 'tide{"h":3}noteraw textWait.'),
-        ("json-anthropic", "xTin cans."),
-        ("json-responses", "Clay dries. Then cracks."),
-        ("responses-stream-function-call", 'get_tide{"port":"Brest"}'),
-        ("anthropic-stream-thinking-tool", 'Need the tide.get_tide{"port": "Brest"}Checking.'),
-        ("ollama-chat", "Brief one.Chalk erodes."),
-        ("ollama-chat-tool", 'get_tide{"port":"Brest","h":3}'),
-        ("audio-transcription-stream", "The tide turned."),
-        ("tgi-generate-stream", "Kelp sways"),
-    ],
-)
-def test_all_that_is_billed_is_produced(name, text):
-    """Reasoning, refusals and tool calls too, each once."""
-    assert produced(name) == text
 
 
 def test_reasoning_under_two_names_counts_once():
@@ -467,21 +333,6 @@ def test_surrogate_halves_in_two_events_become_one_character():
 # ---------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "message" in load(name).context["extra"].get("error", {})])
-def test_the_upstreams_own_error_is_told(name):
-    case = load(name)
-    meter = case.meter()
-    for i in range(len(case.body)):
-        meter.feed(case.body[i : i + 1])
-    meter.end(case.clean)
-    error = case.context["extra"]["error"]
-    told = meter.last_error
-    assert told is not None
-    assert told.message == error["message"]
-    assert told.code == ("" if error.get("code") is None else str(error["code"]))
-    assert error.get("type") in (None, told.type)
-
-
 def test_an_error_is_known_as_soon_as_its_event_is_whole():
     meter = Meter(Format.SSE)
     assert not meter.had_error
@@ -490,102 +341,7 @@ def test_an_error_is_known_as_soon_as_its_event_is_whole():
     assert Meter(Format.JSON, status=500).had_error
 
 
-# ---------------------------------------------------------------------- hostile input
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"[" * 200_000,
-        b'{"choices":' * 100_000,
-        b'{"choices":[{"index":' + b"9" * 10_000 + b"}]}",
-        b'{"usage":{"prompt_tokens":1e999,"completion_tokens":NaN,"total_tokens":-1}}',
-        b'{"choices":[{"index":-5,"delta":{"content":"x"},"finish_reason":7}],"model":["m"]}',
-        b'{"choices":[{"index":99999999999999999999,"delta":{"content":"x"}}]}',
-        b'{"choices":[{"index":0,"delta":{"content":"\xff\xfe"}}]}',
-        b'{"choices":{"0":1},"usage":[1],"error":{"message":{"a":1}},"model":""}',
-        b'{"type":["error"],"object":{},"done":"yes","token":{"text":5}}',
-        b'{"type":"message_start","message":7,"usage":{"input_tokens":"x"}}',
-        b'{"choices":[null,1,"x",[],{}],"timings":{"prompt_n":"x"},"x_groq":3}',
-        b"\x00\x01\x02",
-        b'"' + b"\\u0000" * 1000,
-    ],
-)
-@pytest.mark.parametrize("format_", UPSTREAM)
-def test_hostile_documents_pass_and_never_raise(payload, format_):
-    frame = {Format.SSE: b"data: " + payload + b"\n\n", Format.NDJSON: payload + b"\n", Format.JSON: payload}[format_]
-    meter = Meter(format_)
-    left, held = run(meter, [frame[: len(frame) // 2], frame[len(frame) // 2 :], frame], clean=True)
-    assert left + held == frame * 2
-    json.dumps(facts(meter))
-    meter.produced().encode()
-
-
-@st.composite
-def mutations(draw):
-    """A body of the corpus with stretches of it doubled, dropped or overwritten."""
-    case = load(draw(st.sampled_from(CASES)))
-    body = bytearray(case.body)
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, max(len(body) - 1, 0)))
-        end = start + draw(st.integers(0, 40))
-        junk = draw(st.binary(max_size=8) | st.sampled_from([b"\r", b"\n\n", b'"', b"null", b"[DONE]", b"{}", b"\xef\xbb\xbf", b"data: "]))
-        body[start:end] = junk + (bytes(body[start:end]) if draw(st.booleans()) else b"")
-    return case, bytes(body)
-
-
-@given(mutations(), st.lists(st.integers(0, 5000), max_size=6), st.booleans())
-@settings(max_examples=600, deadline=None)
-def test_a_damaged_stream_reads_the_same_however_it_is_cut(mutated, cuts, clean):
-    """And loses no byte but an unfinished event at a cut."""
-    case, body = mutated
-    whole, pieced = case.meter(), case.meter()
-    left, held = run(whole, [body], clean=clean)
-    offsets = sorted(min(cut, len(body)) for cut in cuts)
-    pieces = [body[a:b] for a, b in zip([0, *offsets], [*offsets, len(body)], strict=True)]
-    again, kept = run(pieced, pieces, clean=clean)
-    assert body.startswith(left + held)
-    assert again + kept == left + held
-    assert facts(pieced) == facts(whole)
-    assert (pieced.produced(), pieced.events, pieced.ended) == (whole.produced(), whole.events, whole.ended)
-    if clean:
-        assert left + held == body
-    pieced.produced().encode()
-
-
-@given(
-    st.lists(st.binary(max_size=80), max_size=6),
-    st.sampled_from(UPSTREAM),
-    st.sampled_from(["identity", "gzip", "deflate", "br"]),
-    st.booleans(),
-)
-@settings(max_examples=400, deadline=None)
-def test_any_bytes_at_all_pass(pieces, format_, coding, clean):
-    meter = Meter(format_, content_encoding=coding, limits=Limits(carry=32, body=64, text=8))
-    left, held = run(meter, pieces, clean=clean)
-    assert b"".join(pieces).startswith(left + held)
-    if clean:
-        assert left + held == b"".join(pieces)
-    meter.read()
-
-
-def test_work_is_linear_in_a_large_event_fed_byte_by_byte(monkeypatch):
-    """Told by what is looked at, not by a clock: the framer sees each byte once, and the carry is never copied anew."""
-    seen = 0
-    feed = SSE.feed
-
-    def counting(self, data):
-        nonlocal seen
-        seen += len(data)
-        return feed(self, data)
-
-    monkeypatch.setattr(SSE, "feed", counting)
-    event = chunk("x" * 200_000)
-    meter = Meter(Format.SSE)
-    left = b"".join([meter.feed(event[i : i + 1]) for i in range(len(event))])
-    assert left == event
-    assert seen == len(event)
-    assert meter.texts() == {0: "x" * 200_000}
+# ---------------------------------------------------------------------- framing
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from proxyd.wire.proto_embed import (
     models,
     vector,
 )
-from tests.wire.pb_samples import CORPUS, sample, status_of
+from tests.wire.corpus import load
+from tests.wire.pb_samples import sample, status_of
 
 VALUES = [-0.5, 0.261, 0.022, -0.217, -0.456, 0.305, 0.066, -0.173]
 
@@ -82,8 +83,8 @@ def test_float32_is_exact_and_base64_is_read() -> None:
 
 @pytest.mark.parametrize("case", ["json-embeddings-float", "json-embeddings-base64"])
 def test_the_answers_of_the_corpus_are_read(case: str) -> None:
-    body = json.loads((CORPUS / f"{case}.body").read_bytes())
-    read = pb.CreateEmbeddingsResponse.FromString(embeddings((CORPUS / f"{case}.body").read_bytes()))
+    body = json.loads(load(case).body)
+    read = pb.CreateEmbeddingsResponse.FromString(embeddings(load(case).body))
     assert (read.model, read.usage.prompt_tokens, len(read.data)) == (body["model"], body["usage"]["prompt_tokens"], len(body["data"]))
     assert len(read.data[0].values) > 0
 

@@ -14,20 +14,17 @@ from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.delivery import Delivery
 from proxyd.wire.proto_rebuild import Rebuilder, same
 from proxyd.wire.proto_stream import ChunkEncoder
-from tests.wire.pb_samples import CORPUS, STREAMS, messages, run, sample, sse_data
+from tests.wire import corpus
+from tests.wire.pb_samples import STREAMS, messages, run, sample, sse_data
 
 EXACT = Delivery(max_delay_ms=0, full=True)
 
 
-def is_chat(sidecar: dict) -> bool:
-    return sidecar["context"]["format"] == "sse" and "chat/completions" in sidecar["context"]["endpoint"]
-
-
-CASES = sorted(path.stem for path in CORPUS.glob("*.json") if is_chat(json.loads(path.read_bytes())))
+CASES = [case.name for case in map(corpus.load, corpus.CASES) if case.sse and "chat/completions" in case.context["endpoint"]]
 
 
 def corpus_events(name: str) -> list[bytes]:
-    body = (CORPUS / f"{name}.body").read_bytes()
+    body = corpus.load(name).body
     if body[:2] == b"\x1f\x8b":
         body = gzip.decompress(body)
     return sse_data(body)
@@ -91,7 +88,7 @@ def test_the_text_is_the_same_at_every_detail_and_delay(name: str, delay: int, *
     for message in messages(encoded(corpus_events(name), Delivery(max_delay_ms=delay, full=full), batch=3)):
         frame = pb.ChatCompletionChunk.FromString(message)
         text[str(frame.index)] = text.get(str(frame.index), "") + frame.content
-    expected = json.loads((CORPUS / f"{name}.json").read_bytes())["text_by_choice"]
+    expected = corpus.load(name).facts["text_by_choice"]
     assert {index: said for index, said in text.items() if said} == {index: said for index, said in expected.items() if said}
 
 

@@ -12,7 +12,8 @@ from proxyd.errors import ProxyError
 from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.delivery import Delivery
 from proxyd.wire.proto_reply import completion, completion_json, fill_usage, usage_json
-from tests.wire.pb_samples import CORPUS, STREAMS, sample, status_of, without_nulls
+from tests.wire.corpus import load
+from tests.wire.pb_samples import STREAMS, sample, status_of, without_nulls
 
 COMPACT, FULL = Delivery(), Delivery(full=True)
 CHAT = ("azure-chat", "deepseek-leading-blank-lines", "llamacpp-chat", "ollama-compat-chat", "openai-chat", "openai-chat-n2-tools")
@@ -33,7 +34,7 @@ def test_at_full_detail_each_answer_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHAT)
 def test_answers_of_other_upstreams_come_back_too(name: str) -> None:
-    body = (CORPUS / f"json-{name}.body").read_bytes()
+    body = load(f"json-{name}").body
     assert without_nulls(json.loads(completion_json(completion(body, FULL)))) == without_nulls(json.loads(body))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxyd.errors import ProxyError
 from proxyd.model import Format
 from proxyd.wire.tape import Tape, without
-from tests.wire.pb_samples import CORPUS
+from tests.wire.corpus import CASES, load
 
 EVENT = st.sampled_from(
     [
@@ -75,9 +75,9 @@ def test_what_stands_apart_is_neither_counted_nor_given(parts):
         assert without(whole[position:], position, apart) == rest[plain.after(received) :]
 
 
-@pytest.mark.parametrize("path", sorted(CORPUS.glob("openai-chat*.body")), ids=lambda path: path.stem)
-def test_positions_are_ends_of_events_in_real_streams(path):
-    data = path.read_bytes()
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("openai-chat")])
+def test_positions_are_ends_of_events_in_real_streams(name):
+    data = load(name).body
     tape = taped(data)
     positions = [tape.after(received) for received in range(tape.events() + 1)]
     assert positions == sorted(set(positions))
