@@ -7,7 +7,8 @@ here, on parsed JSON and in one pass, for this runs on the event loop for every 
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
@@ -15,9 +16,20 @@ import orjson
 from proxyd.errors import ProxyError
 from proxyd.wire.wishes import OWN
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 EXACT = 1 << 20
 """Bytes of a body that is read whole. Of a larger one the order of inner members and the spelling of numbers count."""
 
+STEP = 64 * 1024
+"""Bytes of a larger body that are looked at in one go."""
+
+_RUN = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")++', re.DOTALL)
+"""Whole strings, and what stands between them."""
+_LEAN = re.compile(rb'(?:[^" \t\r\n]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")++', re.DOTALL)
+"""The same without space, but in strings."""
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\.)++', re.DOTALL)
 _RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
@@ -57,12 +69,30 @@ def _written(body: bytes, *, meaning: bool) -> bytes:
 
 
 def _large(body: bytes, without: frozenset[str]) -> bytes:
-    """A form that is made without reading the values: milliseconds where a reading would hold the loop for a second."""
+    """A form that is made without reading the values, in small steps: where it runs, in a thread, each step holds up the loop."""
     try:
         members = sorted((name, raw) for name, raw in _RAWS.decode(body).items() if name not in without)
-        return b"\n".join(orjson.dumps(name) + msgspec.json.format(bytes(raw), indent=-1) for name, raw in members)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ProxyError("invalid_json", "The body is not a JSON object.") from None
+    pieces: list[bytes | memoryview] = []
+    for name, raw in members:
+        pieces += (b"\n" if pieces else b"", orjson.dumps(name), *_lean(memoryview(raw)))
+    return b"".join(pieces)
+
+
+def _lean(value: memoryview) -> Iterator[bytes | memoryview]:
+    """A value of JSON, piece by piece, without the space between its tokens."""
+    at = 0
+    while at < len(value):
+        if (run := _RUN.match(value, at, at + STEP)) is not None:
+            end = run.end()
+            yield b"".join(_LEAN.findall(value[at:end]))
+        else:  # a string that is longer than a step
+            begun = at + 1
+            while (inside := _INSIDE.match(value, begun, begun + STEP)) is not None:
+                begun = inside.end()
+            yield value[at : (end := begun + 1)]
+        at = end
 
 
 def _whole(item: Any, *, exact: bool = True) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from unittest import mock
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,3 +114,21 @@ def test_a_large_body_has_a_form_that_takes_no_reading() -> None:
     begun = time.process_time()
     canonical.plain(numbers)
     assert time.process_time() - begun < 1  # generous: a reading takes seconds
+
+
+TEXT = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\ \n'))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.text(), JSON), st.sampled_from([None, 0, 1, "\t"]), st.booleans(), st.sampled_from([2, 3, 5, 64]))
+def test_the_form_of_a_large_body_is_its_members_sorted_and_without_space_whatever_the_step(document, indent, ascii_only, step):
+    body = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode()
+    members = sorted(document.items())
+    expected = b"\n".join(
+        orjson.dumps(name) + json.dumps(value, separators=(",", ":"), ensure_ascii=ascii_only).encode() for name, value in members
+    )
+    with mock.patch.object(canonical, "STEP", step):
+        assert canonical._large(body, frozenset()) == expected
