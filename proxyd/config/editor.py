@@ -13,7 +13,7 @@ from msgspec import inspect
 
 from proxyd.config import units
 from proxyd.config.checks import RETRY_WORDS
-from proxyd.config.schema import Config, Kind, Model, Target, Upstream
+from proxyd.config.schema import Auth, Config, Kind, Model, Target, Upstream
 from proxyd.config.shape import Shape, shape_of_config
 
 Document: TypeAlias = dict[str, Any]
@@ -75,7 +75,8 @@ def _value(shape: Shape, definitions: Document) -> Document:
         if name not in definitions:
             definitions[name] = _struct(shape, definitions)
         reference = {"$ref": f"#/$defs/{name}"}
-        return {"anyOf": [{"const": "none"}, reference]} if shape.nullable else reference
+        words = ["none"] if shape.struct is Auth else ["none", "off", None]
+        return {"anyOf": [{"enum": words}, reference]} if shape.nullable else reference
     if isinstance(shape.core, inspect.DictType) and shape.item is not None:
         return {"type": "object", "propertyNames": dict(_NAME), "additionalProperties": _value(shape.item, definitions)}
     if isinstance(shape.core, inspect.VarTupleType) and shape.item is not None:

@@ -141,7 +141,7 @@ class _Reader:
     def _struct(self, node: Node, shape: Shape, path: Path) -> Any:
         struct = shape.struct
         assert struct is not None  # noqa: S101 - it is how we came here
-        if shape.nullable and isinstance(node, Scalar) and node.text == "none":
+        if shape.nullable and isinstance(node, Scalar) and _is_left_out(node, struct):
             return None
         if struct in _WRITTEN_OUT:
             try:
@@ -280,6 +280,11 @@ class _Reader:
 def _is_nothing(node: Scalar, text: str, *, expanded: bool) -> bool:
     """Whether a value of a field that has None is None: `none`, `off`, an unquoted null, or `${VAR:-}` with nothing behind it."""
     return text in units.NOTHING or (expanded and not text) or (node.plain and text in ("null", "~"))
+
+
+def _is_left_out(node: Scalar, struct: type) -> bool:
+    """Whether a whole section is None. Nothing but the word itself lets everybody in."""
+    return node.text == "none" if struct is Auth else _is_nothing(node, node.text, expanded=False)
 
 
 def _parse(text: str, shape: Shape, *, quoted: bool) -> Any:

@@ -76,6 +76,13 @@ def test_auth_is_none_only_where_it_is_written():
     assert mistakes(BASE + "auth: null\n") == ["7:7: 'auth' is not a mapping of keys; write its keys, or none to let everybody in"]
 
 
+@pytest.mark.parametrize("word", ["none", "off", "null", "~"])
+def test_a_section_is_left_out_by_the_words_that_leave_out_a_value(word):
+    settings = load(BASE + f"cors: {word}\ntls: {word}\n")
+    assert (settings.cors, settings.tls) == (None, None)
+    assert mistakes(BASE + "cors:\n") == ["7:6: 'cors' is not a mapping of keys"]
+
+
 def test_a_base_url_loses_its_last_slash():
     assert load(BASE.replace("/v1,", "/v1/,")).upstreams["openai"].base_url == "https://api.example.com/v1"
 
