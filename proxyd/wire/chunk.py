@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from proxyd.wire.answer import MAX_CHOICES
 from proxyd.wire.usage import usage_of
 
 if TYPE_CHECKING:
@@ -105,6 +106,23 @@ def read_chunk(answer: Answer, chunk: Chunk | Whole) -> None:
             answer.finish(choice, got.finish_reason)
     if chunk.usage is not None:
         answer.report(usage_of(chunk.usage))
+
+
+def plain_text(event: bytes) -> tuple[str, int] | None:
+    """Give the text of an ordinary chunk, and its choice, if that is all that it says."""
+    try:
+        chunk = decode_chunk(event)
+    except (ValueError, RecursionError):
+        return None
+    if len(chunk.choices) != 1 or chunk.usage is not None:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if delta is None or not delta.content or choice.text or choice.finish_reason or not 0 <= choice.index < MAX_CHOICES:
+        return None
+    if delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls:
+        return None
+    return delta.content, choice.index
 
 
 def _bill_delta(answer: Answer, choice: Choice, delta: _Delta) -> None:

@@ -24,7 +24,7 @@ from proxyd.wire.proto_chunk import Facets, Held, about, field, read_choice, usa
 from proxyd.wire.proto_exact import Exact, verbatim
 from proxyd.wire.proto_frames import delimited, varint
 from proxyd.wire.proto_halves import Halves
-from proxyd.wire.template import Template
+from proxyd.wire.template import template_of
 from proxyd.wire.usage import fault_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from proxyd.errors import ProxyError
     from proxyd.wire.delivery import Delivery
+    from proxyd.wire.template import Template
 
 DEFAULT_DELAY_MS = 100
 """What protobuf streams are held for where neither client nor route says otherwise."""
@@ -136,7 +137,7 @@ class ChunkEncoder:
         template = self._template
         if template is None or self._held or self._usage or self._tokenize is not None or self._delivery.full:
             return b""
-        text = template.texts(events)
+        text = template.texts(events).encode()
         return self._pack(field(1, text) + (b"\x30" + varint(template.index) if template.index else b"")) if text else b""
 
     def absorb(self, events: list[bytes], until: float) -> list[bytes] | None:
@@ -145,7 +146,7 @@ class ChunkEncoder:
         None where the events are not that simple: nothing was taken in then.
         """
         template = self._template
-        text = b"" if template is None else template.texts(events)
+        text = b"" if template is None else template.texts(events).encode()
         if template is None or not text:
             return None
         held = self._held.get(template.index)
@@ -291,12 +292,7 @@ class ChunkEncoder:
         plain = isinstance(text, str) and text and index in self._opened and not choice.get("finish_reason") and not choice.get("logprobs")
         if not plain or any(value for name, value in delta.items() if name not in {"content", "role"}):
             return
-        begin = event.find(b'"content":"') + 11
-        end = event.find(b'"', begin)
-        head, tail = event[:begin], event[end:]
-        # the name only once and nothing escaped: so it is the delta's member that stands there, and its text as it is
-        if begin > 10 and end > begin and event.count(b'"content"') == 1 and b"\\" not in event and event[begin:end] == str(text).encode():
-            self._template = Template(head, tail, index)
+        self._template = template_of(event, str(text), index) or self._template
 
     def _plain_text(self, text: bytes, index: int, now: float) -> list[bytes]:
         if self._exact is not None:

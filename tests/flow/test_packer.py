@@ -22,6 +22,7 @@ SAID = [
     b"e4",
     b'x",',
     b',"z',
+    b'x","y',
     b"word ",
     b"\\n",
     b"\\u00e4",
@@ -95,6 +96,17 @@ def test_what_only_looks_plain_is_read_as_it_would_be_alone(events: list[bytes],
         assert told(packed(pieces, Delivery(max_delay_ms=10_000))) == told(packed(pieces, Delivery(max_delay_ms=0)))
     else:
         assert told(packed(pieces, Delivery(max_delay_ms=10_000))) == told(one_by_one)
+
+
+@pytest.mark.parametrize("second", SAID)
+def test_no_two_texts_mean_together_what_they_do_not_mean_alone(second: bytes) -> None:
+    for first in SAID:
+        events = [PLAIN % text for text in (b"one", b"two", b"three", first, second)]
+        alone = ChunkEncoder(Delivery(max_delay_ms=0))
+        frames = [frame for event in sse_data(b"".join(events)) for frame in alone.feed(event, 0.0)] + alone.end()
+        if b"\n\n" not in first + second:
+            expected = told([pb.ChatCompletionChunk.FromString(message) for message in messages(frames)])
+            assert told(packed(events, Delivery(max_delay_ms=10_000))) == expected
 
 
 @pytest.mark.parametrize("most", [1, 50, 1000])

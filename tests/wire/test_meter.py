@@ -7,6 +7,8 @@ import json
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from proxyd.model import Format, Usage
 from proxyd.wire.meter import Limits, Meter, format_of
@@ -112,6 +114,34 @@ def test_a_usage_event_that_lacks_its_blank_line_at_a_clean_end_is_cut_out_too()
     meter = Meter(Format.SSE, strip_usage=True)
     assert run(meter, [chunk(), USAGE[:-2]], clean=True) == (chunk(), b"")
     assert meter.read().usage == Usage(5, 2, 7)
+
+
+PLAIN = b'data: {"id":"a","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
+INSIDE = [
+    *(b"a", b" word", b"\\n", b"\\u00e4", "ä".encode(), b"\\\\", b'\\"'),
+    *(b"\\ud83d", b"\\ude00", b"", b"\xff", b'"', b"\\", b'","x":"y', b"\r\rdata: [DONE]\r\r", b"\\u00", b"e4"),
+]
+OTHERS = [USAGE, DONE, b": comment\n\n", b"\n", chunk("other"), b'data: {"error":{"message":"no"}}\n\n', b"event: x\n"]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(INSIDE).map(lambda text: PLAIN % text) | st.sampled_from(OTHERS), max_size=40))
+def test_events_that_look_alike_are_read_together_as_they_are_one_by_one(events: list[bytes]) -> None:
+    events = [PLAIN % b"one", PLAIN % b"two", *events]
+    quick, slow = Meter(Format.SSE, strip_usage=True), Meter(Format.SSE, strip_usage=True)
+    out = b"".join(map(quick.feed, events))
+    assert out == b"".join(slow.feed(bytes([byte])) for byte in b"".join(events))
+    assert quick.end(clean=True) == slow.end(clean=True)
+    assert (quick.take_held(), quick.events, quick.ended) == (slow.take_held(), slow.events, slow.ended)
+    assert (quick.read(), quick.produced(), quick.last_error) == (slow.read(), slow.produced(), slow.last_error)
+
+
+def test_what_was_kept_is_told_whenever_it_is_asked():
+    meter = Meter(Format.SSE)
+    for number in range(100):
+        meter.feed(PLAIN % b"%d," % number)
+        if number % 7 == 0:
+            assert meter.produced() == "".join(f"{each}," for each in range(number + 1))
 
 
 def test_a_chunk_of_whole_events_passes_as_the_same_object():
