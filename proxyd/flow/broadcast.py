@@ -16,6 +16,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from proxyd.errors import ProxyError
 from proxyd.flow.packer import Packer, unpackable
 from proxyd.model import Format
 from proxyd.wire.meter import format_of
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from proxyd.clock import Clock
-    from proxyd.errors import ProxyError
     from proxyd.flow.answer import Answer
     from proxyd.web.downstream import Downstream
     from proxyd.wire.delivery import Delivery
@@ -337,7 +337,10 @@ class _Listener:
 
     def begin(self, source: Broadcast) -> None:
         if not self.down.committed:
-            self.down.begin(source.status, [*source.headers, *self.extra], None, b"")
+            try:
+                self.down.begin(source.status, [*source.headers, *self.extra], None, b"")
+            except ProxyError as error:  # this client's own trouble: the others go on
+                self.down.refuse(error)  # and what else comes is not sent: its encoder has nothing to write it with
 
     def catch_up(self, source: Broadcast) -> None:
         """Send what is on the tape, until the client's buffer is full or all is sent; then, if the answer is over, its end."""

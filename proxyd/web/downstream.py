@@ -205,13 +205,12 @@ class Downstream:
     # Answering piece by piece.
 
     def begin(self, status: int, headers: Headers, length: int | None, data: bytes) -> None:
-        """Commit: send the head and the first bytes. Without a length the body is chunked (HTTP/1.0: until the end)."""
+        """Commit: send the head and the first bytes. Without a length the body is chunked (HTTP/1.0: until the end).
+
+        Raises ProxyError upstream_bad_response where the stream cannot be written in the client's form; nothing was sent then.
+        """
         if self.encoder is not None:
-            try:
-                data = self.encoder.begin(headers, data, self._send)
-            except ProxyError as error:
-                self.refuse(error)  # what else comes is not sent: the encoder has nothing to write it with
-                return
+            data = self.encoder.begin(headers, data, self._send)
             headers = self.encoder.head(headers, streamed=True)
         if length is not None:
             framing = [(b"Content-Length", b"%d" % length)]

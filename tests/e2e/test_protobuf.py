@@ -10,8 +10,8 @@ from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.proto import name_text
 from proxyd.wire.proto_frames import FrameReader
 from proxyd.wire.proto_rebuild import Rebuilder
-from tests.e2e.client import Visit, ask, chat, request, send
-from tests.origin import DONE, Ending, Gate, completion, delta, stream, usage_event, whole
+from tests.e2e.client import Visit, ask, chat, happens, request, send
+from tests.origin import DONE, Ending, Gate, chunk, completion, delta, head, stream, usage_event, whole
 from tests.wire.pb_samples import STREAMS, sample, sse_data
 
 PATH = "/v1/chat/completions"
@@ -361,3 +361,14 @@ async def test_a_refusal_that_is_kept_is_replayed_in_the_callers_form(rig):
     first, second = await post(rig, body), await post(rig, body)
     assert (first.status, second.status, first.body) == (422, 422, second.body)
     assert pb.Error.FromString(second.body).message == "No."
+
+
+async def test_a_stream_that_cannot_be_written_as_frames_fails_and_its_upstream_stops(rig):
+    """Its client is told so at once; that is no answer that was done."""
+    head_ = head(200, {"content-type": "application/x-ndjson", "transfer-encoding": "chunked"})
+    rig.origin.on("lines", [head_, chunk(b'{"model":"m","message":{"role":"assistant","content":"hi"},"done":false}\n'), Ending.HANG])
+    answer = await post(rig, asked("lines", stream=True))
+    assert answer.status == 502
+    await happens(rig.origin.asked("lines")[0].connection.closed)
+    (row,) = rig.daemon.settled("lines")
+    assert (row["state"], row["error"], row["status"]) == ("failed", "upstream_bad_response", 502)
