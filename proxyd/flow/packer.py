@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from proxyd.errors import TABLE, ProxyError
+from proxyd.wire import faults
 from proxyd.wire.dialects import decode
 from proxyd.wire.proto_stream import ChunkEncoder
 from proxyd.wire.sse import SSE, whole_events
@@ -95,8 +96,8 @@ class Packer:
         self._plain = None  # nothing is kept any more
         out = [self.feed(data)]
         last = self._events.end()
-        if last is not None and last.data is not None:
-            out += self._encoder.feed(bytes(last.data), self._clock.monotonic())
+        if last is not None and (payload := faults.payload(last)) is not None:
+            out += self._encoder.feed(payload, self._clock.monotonic())
         self.stop()
         return b"".join([*out[:1], self._take_tail(), *out[1:], *self._encoder.end()])
 
@@ -136,7 +137,7 @@ class Packer:
         events = self._events
         if events.idle and (payloads := whole_events(data)) is not None:
             return payloads
-        return [bytes(frame.data) for frame in events.feed(data) if frame.data is not None]
+        return [payload for frame in events.feed(data) if (payload := faults.payload(frame)) is not None]
 
     def _take_tail(self) -> bytes:
         tail, self._tail = self._tail, b""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from proxyd.errors import ProxyError
-from proxyd.wire.usage import Fault
+from proxyd.wire.dialects import decode
+from proxyd.wire.usage import Fault, fault_of
+
+if TYPE_CHECKING:
+    from proxyd.wire.sse import Frame
 
 MESSAGE_LIMIT = 2000
 """Characters of an upstream's own words that reach a client."""
@@ -33,6 +37,23 @@ def refused(error: ProxyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
 def error_event(error: ProxyError) -> bytes:
     """An error inside an SSE stream. Both official SDKs raise on it; no `[DONE]` may follow."""
     return b"data: " + error.document() + b"\n\n"
+
+
+def payload(frame: Frame) -> bytes | None:
+    """What an event says, None for nothing. An error that is told beside the data (`error:`, `event: error`) is put into it."""
+    error = frame.error
+    if error is None:
+        data = None if frame.data is None else bytes(frame.data)
+        if data is None or frame.name != b"error" or fault_of(decode(data)) is not None:
+            return data
+        error = data
+    try:
+        said = orjson.dumps(decode(error) or None)
+    except TypeError:  # half a surrogate pair, a number past 64 bits
+        said = b"null"
+    if said == b"null":
+        said = orjson.dumps(bytes(error).decode("utf-8", "replace") or "The upstream told of an error.")
+    return b'{"error":%b}' % said
 
 
 def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:

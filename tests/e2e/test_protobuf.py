@@ -372,3 +372,24 @@ async def test_a_stream_that_cannot_be_written_as_frames_fails_and_its_upstream_
     await happens(rig.origin.asked("lines")[0].connection.closed)
     (row,) = rig.daemon.settled("lines")
     assert (row["state"], row["error"], row["status"]) == ("failed", "upstream_bad_response", 502)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b'event: error\ndata: {"message":"out of memory"}\n\n',
+        b"event: error\ndata: out of memory\n\n",
+        b'error: {"message":"out of memory"}\n\n',
+        b'error: {"message":"out of memory","half":"\\ud800"}\n\n',
+    ],
+)
+async def test_an_error_that_stands_beside_the_data_of_an_event_is_a_frame_too(rig, told):
+    """llama.cpp's servers have told it so in a field of their own."""
+    model = f"beside-{len(told)}"
+    rig.origin.on(model, stream(delta("Half"), told, DONE))
+    answer = await post(rig, asked(model, stream=True))
+    found = frames(answer.body)
+    assert found[0].content == "Half"
+    assert "out of memory" in found[-1].error.message
+    (row,) = rig.daemon.settled(model)
+    assert (row["state"], row["error"]) == ("failed", "upstream_error")
