@@ -132,7 +132,7 @@ class Answer:
 
     def header(self, name: bytes) -> str | None:
         """The first header of that name, which is in lower case."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
+        return headers.first(self.headers, name)
 
     def told(self) -> tuple[tuple[bytes, bytes], ...]:
         """What the client learns of the headers. A body that came coded, although we asked for identity, leaves as it came."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from proxyd.errors import ProxyError
 from proxyd.flow.packer import Packer, unpackable
 from proxyd.model import Format
+from proxyd.wire.headers import first
 from proxyd.wire.meter import format_of
 from proxyd.wire.tape import Tape, beyond, without
 
@@ -109,17 +110,17 @@ class Broadcast:
 
     # The road's side.
 
-    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], _length: int | None, data: bytes) -> None:
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], data: bytes) -> None:
         """Take the head and the first bytes."""
         self.status, self.headers = status, tuple(headers)
         if self.tape.format is not Format.PROTOBUF:
-            self.tape.format = format_of(_header(self.headers, b"content-type"), streamed=True, head=data)
+            self.tape.format = format_of(first(self.headers, b"content-type"), streamed=True, head=data)
         if self._packer is not None and self.frames is not None:
-            if self.tape.format is not Format.SSE or _header(self.headers, b"content-encoding"):
+            if self.tape.format is not Format.SSE or first(self.headers, b"content-encoding"):
                 self.frames.refuse(unpackable())
                 self._packer = None
             else:
-                self.frames.begin(status, headers, None, b"")
+                self.frames.begin(status, headers, b"")
         self.committed = self.streamed = True
         if self.on_begun is not None:
             self.on_begun()
@@ -317,10 +318,6 @@ class Broadcast:
             (self._answer.pause if lagging else self._answer.resume)()
 
 
-def _header(headers: tuple[tuple[bytes, bytes], ...], wanted: bytes) -> str | None:
-    return next((value.decode("latin-1") for name, value in headers if name.lower() == wanted), None)
-
-
 class _Listener:
     """A client that listens, and how far it is."""
 
@@ -338,7 +335,7 @@ class _Listener:
     def begin(self, source: Broadcast) -> None:
         if not self.down.committed:
             try:
-                self.down.begin(source.status, [*source.headers, *self.extra], None, b"")
+                self.down.begin(source.status, [*source.headers, *self.extra], b"")
             except ProxyError as error:  # this client's own trouble: the others go on
                 self.down.refuse(error)  # and what else comes is not sent: its encoder has nothing to write it with
 

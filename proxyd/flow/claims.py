@@ -362,10 +362,10 @@ def _again(found: Kept) -> Broadcast:
     if found.streamed and found.status is not None and found.status < 300:
         if found.frames is not None:
             frames = broadcast.make_frames(len(found.frames) + 1)
-            frames.begin(found.status, found.headers, None, b"")
+            frames.begin(found.status, found.headers, b"")
             frames.finish(found.frames)
         broadcast.apart, broadcast.wants_usage = found.usage_at, found.wants_usage
-        broadcast.begin(found.status, found.headers, None, b"")
+        broadcast.begin(found.status, found.headers, b"")
         broadcast.finish(found.body)
     else:
         broadcast.reply(found.status or 200, found.headers, found.body)

@@ -87,7 +87,7 @@ async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
 def _begin(ex: Exchange, answer: Answer, down: Downstream | Broadcast, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
     """Commit with what has arrived so far, and let the rest be pushed straight through."""
     ready, answer.ready = b"".join(answer.ready), []
-    down.begin(answer.status, answer.told() + extra, None, ready)
+    down.begin(answer.status, answer.told() + extra, ready)
     answer.push = down.write if ex.recalled is None else _heard(ex.recalled.transcript.feed, down.write)
     if ex.recalled is not None:
         ex.recalled.transcript.feed(ready)

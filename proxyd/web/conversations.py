@@ -134,7 +134,7 @@ async def delete(runtime: Runtime, down: Downstream, argument: str) -> None:
 
 async def _export(runtime: Runtime, down: Downstream, caller: str) -> None:
     """Every conversation of the caller, one a line, as they are read: there may be more than fits in memory."""
-    down.begin(200, [LINES, (b"Content-Disposition", b'attachment; filename="conversations.jsonl"')], None, b"")
+    down.begin(200, [LINES, (b"Content-Disposition", b'attachment; filename="conversations.jsonl"')], b"")
     before = (LATEST, "")
     while found := await _page(runtime, caller, before, EXPORTED_AT_ONCE):
         for head in found:

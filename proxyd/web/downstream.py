@@ -25,6 +25,7 @@ from proxyd.web.paced import Paced
 from proxyd.wire import text, wishes
 from proxyd.wire.coding import decoder
 from proxyd.wire.faults import error_event, kept_refusal, refused
+from proxyd.wire.headers import first
 
 if TYPE_CHECKING:
     from proxyd.clock import Clock
@@ -149,7 +150,7 @@ class Downstream:
 
     def header(self, name: bytes) -> str | None:
         """The first header of that name, which is in lower case."""
-        return next((value.decode("latin-1") for key, value in self.headers if key.lower() == name), None)
+        return first(self.headers, name)
 
     async def drained(self) -> None:
         """Wait until the client has taken most of what was written, for answers that are made as fast as they are read."""
@@ -204,21 +205,18 @@ class Downstream:
 
     # Answering piece by piece.
 
-    def begin(self, status: int, headers: Headers, length: int | None, data: bytes) -> None:
-        """Commit: send the head and the first bytes. Without a length the body is chunked (HTTP/1.0: until the end).
+    def begin(self, status: int, headers: Headers, data: bytes) -> None:
+        """Commit: send the head and the first bytes. The body is chunked (HTTP/1.0: until the end).
 
         Raises ProxyError upstream_bad_response where the stream cannot be written in the client's form; nothing was sent then.
         """
         if self.encoder is not None:
             data = self.encoder.begin(headers, data, self._send)
             headers = self.encoder.head(headers, streamed=True)
-        if length is not None:
-            framing = [(b"Content-Length", b"%d" % length)]
-        elif self._request.version == (1, 1):
+        framing = []
+        if self._request.version == (1, 1):
             self._chunked = True
             framing = [(b"Transfer-Encoding", b"chunked")]
-        else:
-            framing = []
         self.committed = True
         self.bytes_out += len(data)
         self._put(self._head(status, headers, framing) + self._frame(data))

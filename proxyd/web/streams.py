@@ -88,7 +88,7 @@ def _tell(broadcast: Broadcast, down: Downstream, *, usage: bool | None) -> None
     events = source.tape.events(() if (source.wants_usage if usage is None else usage) else source.apart)
     state = b"broken" if broadcast.broken else b"done" if broadcast.ended else b"running"
     headers = [*broadcast.headers, (b"Stream-Events", b"%d" % events), (b"Stream-State", state)]
-    down.begin(broadcast.status or 200, headers, None, b"")
+    down.begin(broadcast.status or 200, headers, b"")
 
 
 def _told_name(name: str) -> list[str]:

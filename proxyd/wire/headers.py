@@ -100,6 +100,11 @@ def _remembered(read: Callable[[Headers], T]) -> Callable[[Headers], T]:
     return reader
 
 
+def first(headers: Headers, wanted: bytes) -> str | None:
+    """Find the first header of a name, which is given in lower case."""
+    return next((value.decode("latin-1") for name, value in headers if name.lower() == wanted), None)
+
+
 def to_upstream(client: Headers, *, stream: bool) -> tuple[tuple[bytes, bytes], ...]:
     """Choose what an upstream learns of the client's headers, beside our own Content-Type, Accept and Accept-Encoding.
 
@@ -169,8 +174,7 @@ def retry_after(upstream: Headers, now: float) -> float | None:
 
 def should_retry(upstream: Headers) -> bool | None:
     """Say what an upstream tells SDKs about trying again (`x-should-retry`); None where it says nothing, or something else."""
-    told = next((value.strip() for name, value in upstream if name.lower() == b"x-should-retry"), b"")
-    return {b"true": True, b"false": False}.get(told)
+    return {"true": True, "false": False}.get((first(upstream, b"x-should-retry") or "").strip())
 
 
 def parse_retry_after(retry_after: bytes | None, retry_after_ms: bytes | None, now: float) -> float | None:
