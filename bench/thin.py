@@ -1,6 +1,6 @@
 """What a thin link costs through the whole daemon: the bytes of one turn in each form, and CPU per token.
 
-    python -m bench.thin                the two tables, about a minute and a half
+    python -m bench.thin                the two tables, about two and a half minutes
     python -m bench.thin --json         the same as JSON
     python -m bench.thin --turn         the bytes alone, some seconds
 
@@ -242,11 +242,14 @@ async def costs(port: int, pid: int, rounds: int) -> dict[str, float]:
     for delay in (0, 100):
         message.delivery.max_delay_ms = delay
         forms[f"protobuf {delay} ms"] = ({}, message.SerializeToString(), "/v1/chat/completions.pb")
+    await crowd(port, pid, *forms["SSE"])  # what only the first streams pay for is not theirs: vocabularies, prices
     found: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(rounds):
-        for name, (headers, body, path) in forms.items():
-            found[name].append(await crowd(port, pid, headers, body, path))
-    return {name: statistics.median(runs) for name, runs in found.items()}
+        for name, form in forms.items():
+            found[name].append(await crowd(port, pid, *form))
+    pairs = [framed / plain for framed, plain in zip(found["protobuf 100 ms"], found["SSE"], strict=True)]
+    costs = {name: statistics.median(runs) for name, runs in found.items()}
+    return {**costs, "protobuf 100 ms / SSE, pair by pair": statistics.median(pairs)}
 
 
 # -- all of it
@@ -282,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--turn", action="store_true", help="the bytes of a turn alone")
-    parser.add_argument("--rounds", type=int, default=2, help="of the measurement of CPU; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement of CPU; the median counts")
     args = parser.parse_args()
     rows, measured = asyncio.run(measure(args))
     if args.json:
@@ -294,7 +297,7 @@ def main() -> None:
     if measured:
         print(f"\nCPU of the daemon per token, µs; {STREAMS} streams of {RATE} tokens a second")
         for name, cost in measured.items():
-            print(f"{name:34}{cost:>8.1f}")
+            print(f"{name:38}{cost:>8.2f}")
 
 
 if __name__ == "__main__":
