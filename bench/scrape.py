@@ -15,12 +15,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 from bench.children import environment, free_port, spawn, stop, wait_listening
+from bench.observe import ENDING
 from bench.proc import cost
 from bench.reload import Stream, read
+from proxyd.metrics import Metrics
 
 EACH = 66
 """Series of a model with one streamed exchange."""
@@ -38,6 +42,28 @@ def config(port: int, ops: int, models: int) -> str:
     routes = dict.fromkeys(["echo", *(f"some-provider/model-number-{number}" for number in range(models))], "echo")
     listen = {"listen": f"127.0.0.1:{port}", "ops": {"listen": f"127.0.0.1:{ops}"}, "auth": "none", "watch": False}
     return json.dumps({**listen, "upstreams": {"echo": {"kind": "echo"}}, "models": routes}, indent=0)
+
+
+def pieces(models: int) -> str:
+    """The longest that the loop is held up, apart from whatever else the machine does: in CPU time, the best of seven."""
+    metrics = Metrics("bench")
+    names = [f"some-provider/model-number-{number}" for number in range(models)]
+    metrics.know(names, ["openai"])
+    for name in names:
+        metrics.exchange_begun()
+        metrics.exchange_ended(replace(ENDING, route=name))
+    found = []
+    for _ in range(7):
+        took, telling = [], metrics.pieces()
+        while True:
+            begun = time.thread_time()
+            piece = next(telling, None)
+            took.append((time.thread_time() - begun) * 1e3)
+            if piece is None:
+                break
+        found.append((max(took), sum(took), len(took)))
+    longest, whole, number = min(found)
+    return f"{whole:.1f} ms of CPU in {number} pieces, the longest {longest:.2f} ms"
 
 
 def series(ops: int) -> int:
@@ -90,7 +116,7 @@ def main() -> None:
         try:
             wait_listening(child, places[1], log)
             asyncio.run(one_each(places[0], models))
-            print(f"{series(places[1])} series, {args.streams} streams, {args.loop}")
+            print(f"{series(places[1])} series: {pieces(models)}; {args.streams} streams, {args.loop}")
             for scraped in (False, True, False, True):
                 asyncio.run(scene(args, places, child.pid, scraped=scraped))
         finally:
