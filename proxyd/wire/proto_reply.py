@@ -67,14 +67,22 @@ def completion(body: bytes, delivery: Delivery, *, handle: bytes = b"", tokenize
 def _about(message: chat_pb2.ChatCompletion, members: Members) -> None:
     """Take what describes the answer; what does not fit stays among the members."""
     for name in _ABOUT:
-        text = plain(members.get(name, b"null"))
+        text = _readable(members.get(name, b"null"))
         if isinstance(text, str) and text:
             setattr(message, name, text)
             del members[name]
-    created = plain(members.get("created", b"null"))
+    created = _readable(members.get("created", b"null"))
     if type(created) is int and 0 < created < 2**63:
         message.created = created
         del members["created"]
+
+
+def _readable(raw: bytes) -> Any:
+    """A value; None for one that is JSON and cannot be read, as 1e999."""
+    try:
+        return plain(raw)
+    except Misfit:
+        return None
 
 
 def _choice(choice: chat_pb2.Choice, entry: Members, delivery: Delivery, tokenize: Callable[[str], Sequence[int]] | None) -> None:

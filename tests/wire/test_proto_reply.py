@@ -142,3 +142,11 @@ def test_usage_counts_of_other_dialects_are_read() -> None:
     usage = pb.Usage()
     fill_usage(usage, {"prompt_tokens": 13.0, "completion_tokens": 2, "prompt_cache_hit_tokens": 5}, full=False)
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.extra_json) == (13, 2, 5, "")
+
+
+@pytest.mark.parametrize("member", [b'"created":1e999', b'"id":1e999'])
+def test_what_describes_an_answer_and_cannot_be_read_is_kept_as_it_is(member: bytes) -> None:
+    body = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],' + member + b"}"
+    found = pb.ChatCompletion.FromString(completion(body, FULL))
+    assert found.choices[0].message.content == "hi"
+    assert member.decode() in found.extra_json
