@@ -6,11 +6,13 @@ The law of this file: a batch is on disk whole or not at all, and no single writ
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from proxyd.store.file import StoreError, migrations, prepare, trouble
 
@@ -22,6 +24,10 @@ Op: TypeAlias = Callable[[sqlite3.Connection], object]
 """Work inside the batch's transaction, on the writer's thread: it reads and writes, and must neither begin nor commit. What it
 raises undoes its own changes only. It may run again when the disk fails, so it must bear that."""
 
+WIDE = (256, 64, 16, 4)
+"""Rows that one INSERT takes, where there are as many. sqlite3 lets go of the interpreter at each statement, and a busy event loop gives
+it back only after 5 ms: row by row the writer falls behind for good."""
+_ROW = re.compile(r"VALUES (\([^()]*\))")
 _REFUSED = (sqlite3.Error, OverflowError, UnicodeError)
 """What sqlite3 raises for values that it cannot store, or that break a constraint."""
 
@@ -58,6 +64,10 @@ class Writer(sqlite3.Connection):
     path = Path()
     _synchronous = ""
     _inode = (0, 0)
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._wide: dict[tuple[str, int], str] = {}
 
     def commit(self) -> None:
         """Apply and commit the batch, if there is one. Raises sqlite3.Error when the disk fails; then nothing is left half done."""
@@ -116,7 +126,7 @@ class Writer(sqlite3.Connection):
         """Apply upserts of one statement in one go; where one of them is refused, one by one."""
         self.execute("SAVEPOINT piece")
         try:
-            self.executemany(sql, [batch.work[place].params for place in places])  # type: ignore[union-attr]  # chosen by the caller
+            self._insert(sql, [batch.work[place].params for place in places])  # type: ignore[union-attr]  # chosen by the caller
         except _REFUSED as error:
             if trouble(error) is not None:
                 raise
@@ -124,6 +134,23 @@ class Writer(sqlite3.Connection):
             for place in places:
                 self._upsert_alone(sql, place, batch)
         self.execute("RELEASE piece")
+
+    def _insert(self, sql: str, rows: list[tuple[Value, ...]]) -> None:
+        """Run a statement for each row: in few statements, where it is an INSERT."""
+        done = 0
+        for size in WIDE:
+            while len(rows) - done >= size and (wide := self._widened(sql, size)):
+                self.execute(wide, tuple(itertools.chain.from_iterable(rows[done : done + size])))
+                done += size
+        self.executemany(sql, rows[done:])
+
+    def _widened(self, sql: str, rows: int) -> str:
+        """Write an INSERT of one row as one of several; empty for what is none."""
+        wide = self._wide.get((sql, rows))
+        if wide is None:
+            wide, found = _ROW.subn(lambda row: "VALUES " + ", ".join([row[1]] * rows), sql, count=1)
+            wide = self._wide[sql, rows] = wide if found else ""
+        return wide
 
     def _upsert_alone(self, sql: str, place: int, batch: Batch) -> None:
         """Apply one upsert; if its values cannot be stored, what remains of them when mended."""

@@ -41,6 +41,23 @@ def test_one_refused_upsert_leaves_the_others(writer):
     assert [(place, type(error)) for place, error in batch.errors.items()] == [(1, sqlite3.IntegrityError)]
 
 
+def test_many_upserts_are_few_statements_and_one_that_is_refused_still_leaves_the_others(writer):
+    statements = []
+    writer.set_trace_callback(statements.append)
+    apply(writer, *(Upsert(PUT, (number, "a")) for number in range(1000)))
+    assert notes(writer) == dict.fromkeys(range(1000), "a")
+    assert sum(statement.startswith("INSERT") for statement in statements) < 20
+    batch = apply(writer, *(Upsert(PUT, (number, "bad" if number == 77 else "b")) for number in range(100)))
+    assert list(batch.errors) == [77]
+    assert {number for number, text in notes(writer).items() if text == "b"} == set(range(100)) - {77}
+
+
+def test_what_is_no_insert_runs_row_by_row(writer):
+    apply(writer, *(Upsert(PUT, (number, "a")) for number in range(9)))
+    apply(writer, *(Upsert("UPDATE notes SET text = ? WHERE id = ?", ("c", number)) for number in range(9)))
+    assert set(notes(writer).values()) == {"c"}
+
+
 def test_values_that_cannot_be_stored_are_mended(writer):
     batch = apply(writer, Upsert(PUT, (1, "a\ud800z")), Upsert(PUT, (2, "b")))
     assert notes(writer) == {1: "a?z", 2: "b"}
