@@ -130,5 +130,6 @@ def _frame(facets: Facets, usage: bytes, start: chat_pb2.StreamStart | None) -> 
 
 
 def verbatim(event: bytes, frames: int = 1) -> bytes:
-    """Write the `extra_json` that holds an event as it is, for a frame and those after it."""
-    return orjson.dumps({"event": event.decode(), "frames": frames} if frames > 1 else {"event": event.decode()})
+    """Write the `extra_json` that holds an event as it is (but U+FFFD for bad UTF-8), for a frame and those after it."""
+    held: dict[str, object] = {"event": event.decode("utf-8", "replace")}
+    return orjson.dumps({**held, "frames": frames} if frames > 1 else held)

@@ -29,7 +29,7 @@ class Halves:
         except orjson.JSONDecodeError:
             pass
         try:
-            document = json.loads(event.decode())
+            document = json.loads(event.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             return None, False
         choices = document.get("choices") if isinstance(document, dict) else None

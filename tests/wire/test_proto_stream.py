@@ -252,6 +252,12 @@ def test_an_error_comes_behind_what_was_held_and_nothing_follows_it() -> None:
     assert encoder.fail(ProxyError("internal", "x")) == []
 
 
+@pytest.mark.parametrize("delivery", [Delivery(), Delivery(full=True, max_delay_ms=0)])
+def test_an_error_of_broken_text_is_an_error(delivery) -> None:
+    (error,) = frames_of(ChunkEncoder(delivery).feed(b'{"error":{"message":"over\xffloaded","code":"busy"}}', 0))
+    assert (error.error.message, error.error.code) == ("over\ufffdloaded", "busy")
+
+
 def test_an_error_in_the_upstreams_stream_is_the_last_frame() -> None:
     encoder = ChunkEncoder(Delivery())
     encoder.feed(event("a"), 0)
