@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.node import installed
 from tests.origin import DONE, Ending, completion, delta, event, stream, usage_event, whole
 from tests.process import KEY
 
@@ -233,14 +234,7 @@ console.log(JSON.stringify(seen));
 @pytest.fixture(scope="module")
 def node(tmp_path_factory) -> Path:
     """A folder with the Node SDK in it."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("Node is not installed")
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"type": "module", "private": true}')
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "openai"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not install the SDK: {done.stderr.strip()[-200:]}")
+    folder = installed(tmp_path_factory.mktemp("node"), "openai")
     (folder / "client.mjs").write_text(SCRIPT)
     return folder
 

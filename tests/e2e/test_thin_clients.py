@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2
 from proxyd.wire._pb import chat_pb2
 from tests import browser
 from tests.e2e.conftest import at, rigged
+from tests.node import installed
 from tests.origin import DONE, completion, delta, stream, usage_event, whole
 from tests.process import KEY
 
@@ -119,14 +120,7 @@ def rig(tmp_path_factory):
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory) -> Path:
     """A folder with the packages and the schema in it."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("Node is not installed")
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"type": "module", "private": true}')
-    command = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", *PACKAGES]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not install the packages: {done.stderr.strip()[-200:]}")
+    folder = installed(tmp_path_factory.mktemp("node"), *PACKAGES)
     (folder / "schema.mjs").write_text(SCHEMA.replace("DESCRIPTOR)", f"{json.dumps(_descriptor())})", 1))
     (folder / "client.mjs").write_text(NODE)
     (folder / "page.mjs").write_text(PAGE)
