@@ -7,7 +7,7 @@ on disk. A key is claimed on disk before the upstream hears of the request, and 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxyd.config.schema import OnBroken
@@ -159,24 +159,11 @@ class Running:
         assert ex.caller is not None  # noqa: S101
         ex.released = True
         del self._by_key[ex.caller.name, ex.key]
-        end = _end(ex)
-        record = Kept(
-            ex.caller.name,
-            ex.key,
-            ex.request.endpoint,
-            ex.request.streamed,
-            ex.request.fingerprint,
-            ex.request_id,
-            ex.attempt,
-            end.state.value,
-            end.status,
-            end.headers,
-            end.body if end.body is None or len(end.body) <= ex.broadcast.tape.limit else None,
-            end.frames,
-            tuple(ex.broadcast.apart),
-            ex.broadcast.wants_usage,
-        )
-        return self.claims.finish(record, runtime.clock.now_us() + int(ex.snapshot.config.storage.retain.idempotency * 1e6))
+        end, claim = _end(ex), _claim(ex, runtime)
+        body = end.body if end.body is None or len(end.body) <= ex.broadcast.tape.limit else None
+        kept = claim.kept(end.state.value, end.status, end.headers, body)
+        kept = replace(kept, frames=end.frames, usage_at=tuple(ex.broadcast.apart), wants_usage=ex.broadcast.wants_usage)
+        return self.claims.finish(kept, claim.expires_at)
 
     async def begun(self, ex: Exchange) -> None:
         """Make sure that no client sees a byte of which a crash would leave no trace, where that would make it run twice."""
@@ -311,6 +298,7 @@ async def _other(entry: asyncio.Future[Exchange | Kept]) -> Exchange | Kept | No
 
 
 def _claim(ex: Exchange, runtime: Runtime) -> Claim:
+    """Its claim as of now."""
     assert ex.caller is not None  # noqa: S101 - it has a key
     assert ex.key is not None  # noqa: S101
     assert ex.request is not None  # noqa: S101

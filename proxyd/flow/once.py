@@ -9,13 +9,13 @@ from proxyd.errors import ProxyError
 from proxyd.flow.claims import standing
 from proxyd.rules.idempotency import ClaimState, Request, Verdict, judge
 from proxyd.store.db import StoreError
-from proxyd.store.idempotency import Claim, Claims, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxyd.config.schema import OnBroken
     from proxyd.flow.claims import Place
+    from proxyd.store.idempotency import Claim, Claims, Kept
 
     Make = Callable[[], Awaitable[tuple[tuple[tuple[bytes, bytes], ...], bytes]]]
 
@@ -52,18 +52,6 @@ class Once:
         if found is not None and judge(standing(found), request, on_broken) is Verdict.REPLAY:
             return found, True
         headers, body = await make()
-        kept = Kept(
-            claim.caller,
-            claim.key,
-            claim.endpoint,
-            claim.streamed,
-            claim.fingerprint,
-            claim.request_id,
-            claim.attempt,
-            ClaimState.DONE,
-            200,
-            headers,
-            body,
-        )
+        kept = claim.kept(ClaimState.DONE, 200, headers, body)
         await asyncio.gather(self._claims.write(claim), self._claims.finish(kept, claim.expires_at))  # one commit
         return kept, False

@@ -40,6 +40,11 @@ class Claim:
     created_at: int
     expires_at: int
 
+    def kept(self, state: str, status: int | None, headers: tuple[tuple[bytes, bytes], ...], body: bytes | None) -> Kept:
+        """Its row, once it is known what has become of it."""
+        name = self.caller, self.key, self.endpoint, self.streamed, self.fingerprint
+        return Kept(*name, self.request_id, self.attempt, state, status, headers, body)
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
