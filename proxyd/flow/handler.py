@@ -49,7 +49,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
         ex.error = error if isinstance(error, ProxyError) else None
         ex.client_left = not isinstance(error, Exception)
         if ex.broadcast is not None and ex.broadcast.request_id == ex.request_id:  # somebody may have joined it meanwhile
-            _break(ex.broadcast, ex.error or ProxyError("client_gone", "This exchange was stopped."))
+            break_off(ex.broadcast, ex.error or ProxyError("client_gone", "This exchange was stopped."))
         _leave(ex, runtime)
         raise
     try:
@@ -98,24 +98,24 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         ex.error = error
         error.upstream_id = None if ex.answer is None else upstream_request_id(ex.answer.headers)
         await settle(ex, runtime)
-        _break(down, error)
+        break_off(down, error)
     except asyncio.CancelledError:
         if runtime.cut is not None:  # not the client left: we do
             if not ex.settled:  # else it was whole, and is kept for who asks again
                 ex.error = runtime.cut
-            _break(down, runtime.cut)
+            break_off(down, runtime.cut)
             raise
         ex.client_left = True
         if ex.row is not None and ex.answer is not None and ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None:
             drained = True
             runtime.spawn(unheard(ex, ex.answer, runtime))  # reads on for exact usage, then settles
         elif ex.broadcast is not None:
-            _break(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
+            break_off(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
         raise
     except Exception:
         log.exception("exchange failed", extra={"request_id": ex.request_id})
         ex.error = ProxyError("internal", "proxyd failed to serve this request; its log says why.")
-        _break(down, ex.error)
+        break_off(down, ex.error)
     finally:
         down.steer(None)
         if not drained:
@@ -124,7 +124,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             _leave(ex, runtime)
 
 
-def _break(down: Downstream | Broadcast, error: ProxyError) -> None:
+def break_off(down: Downstream | Broadcast, error: ProxyError) -> None:
     """Say an error properly, or break off what has begun: a broken answer must look broken."""
     if down.committed:
         down.abort(error_event(error))
@@ -150,5 +150,5 @@ def _stillborn(ex: Exchange, runtime: Runtime) -> None:
     """It was stopped before its first step, so that not even its `finally` ran."""
     if not ex.settled and ex.broadcast is not None:
         ex.client_left = True
-        _break(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
+        break_off(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
         _leave(ex, runtime)

@@ -247,16 +247,12 @@ class Downstream:
         self._over = True
         self._put(end + b"0\r\n\r\n" if self._chunked else end)
 
-    def fail(self, error: ProxyError) -> None:
-        """Break off what has begun, saying why."""
-        self.abort(error_event(error))
-
     def spoiled(self, error: ProxyError) -> None:
         """We are wrong, and nobody knows how far this came: nothing else is said here. What has begun breaks, what was whole stays so."""
         if self._over:
             self._transport.close()
         elif self.committed:
-            self.fail(error)
+            self.abort(error_event(error))
 
     def abort(self, data: bytes = b"") -> None:
         """Break the answer off, after these last bytes: no terminator, so no client can take it for whole."""

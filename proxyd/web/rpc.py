@@ -155,11 +155,7 @@ class _Rpc:
             async with asyncio.timeout(seconds):
                 await work
         except TimeoutError:
-            late = ProxyError("deadline_exceeded", "The time that the caller allowed is over.")
-            if down.committed:
-                down.fail(late)
-            else:
-                down.refuse(late)
+            handler.break_off(down, ProxyError("deadline_exceeded", "The time that the caller allowed is over."))
 
 
 async def _begun(runtime: Runtime, down: Downstream, speeches: dict[str, Speech], shape: _Shape) -> _Rpc:
