@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
 from proxyd.flow.pricing import quotes
-from proxyd.flow.waiting import WaitingRoom
+from proxyd.flow.waiting import WaitingRooms
 from proxyd.model import TOKENS, State
 from proxyd.rules import price, ratelimit, reservation
 from proxyd.wire.prompt import estimate
@@ -94,8 +94,7 @@ class Allowances:
     refused: Callable[[str], None] = lambda _reason: None
     """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
-    _rooms: dict[str, WaitingRoom] = field(default_factory=dict)
-    """By route; only where somebody waits."""
+    _rooms: WaitingRooms = field(default_factory=WaitingRooms)
     _means: dict[str, float] = field(default_factory=dict)
     """Tokens of one choice, by route."""
     _dearest: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -154,13 +153,12 @@ class Allowances:
             else:  # no upstream has heard of it
                 level = ratelimit.cancel(level, limits, held.tokens, held.granted_at, now)
             self._gauges[scope] = _Gauge(level, limits)
-        for room in list(self._rooms.values()):
-            room.call()
+        self._rooms.call()
 
     @property
     def waiting(self) -> int:
         """Exchanges that wait for a place."""
-        return sum(room.size for room in self._rooms.values())
+        return self._rooms.size
 
     def headers(self, ex: Exchange) -> list[tuple[bytes, bytes]]:
         """Tell what is left, by the tightest limit of each dimension; nothing where nothing is limited."""
@@ -210,16 +208,12 @@ class Allowances:
 
     async def _wait(self, ex: Exchange, wanted: Wanted, queue: Queue, refused: ratelimit.Refused) -> ratelimit.Refused | None:
         """Wait for a place, in turn with the other callers; None when it came."""
-        room = self._rooms.setdefault(ex.label, WaitingRoom())
-        if room.size >= queue.max or ex.caller is None:
+        if ex.caller is None or self._rooms.full(ex.label, queue.max):
             return refused
         try:
-            return await room.wait(ex.caller.name, lambda: self._take(ex, wanted), queue.wait)
+            return await self._rooms.wait(ex.label, ex.caller.name, lambda: self._take(ex, wanted), queue.wait)
         except TimeoutError:
             return refused
-        finally:
-            if not room.size:
-                self._rooms.pop(ex.label, None)
 
     async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> Guess:
         """Prompt and answer: the answer as it is bounded, else as answers of this route are."""

@@ -25,14 +25,45 @@ class _Waiter:
 
 
 @dataclass(slots=True)
-class WaitingRoom:
-    """One route's. `call` whenever a place may have become free."""
+class WaitingRooms:
+    """All routes'. `call` whenever a place may have become free."""
+
+    _rooms: dict[str, _Room] = field(default_factory=dict)
+    """By route; only where somebody waits."""
+
+    @property
+    def size(self) -> int:
+        """Exchanges that wait."""
+        return sum(room.size for room in self._rooms.values())
+
+    def full(self, route: str, most: int) -> bool:
+        """Whether so many wait at a route already."""
+        room = self._rooms.get(route)
+        return (0 if room is None else room.size) >= most
+
+    async def wait(self, route: str, caller: str, attempt: Attempt, seconds: float) -> Refused | None:
+        """Wait for a turn, at most so long; None when it came. Raises TimeoutError, and what the attempt raises."""
+        room = self._rooms.setdefault(route, _Room())
+        try:
+            return await room.wait(caller, attempt, seconds)
+        finally:
+            if not room.size and self._rooms.get(route) is room:  # a new one may stand there, with others in it
+                del self._rooms[route]
+
+    def call(self) -> None:
+        """Let in who can go."""
+        for room in list(self._rooms.values()):
+            room.call()
+
+
+@dataclass(slots=True)
+class _Room:
+    """One route's."""
 
     size: int = 0
     _lines: OrderedDict[str, deque[_Waiter]] = field(default_factory=OrderedDict)
 
     async def wait(self, caller: str, attempt: Attempt, seconds: float) -> Refused | None:
-        """Wait for a turn, at most so long; None when it came. Raises TimeoutError, and what the attempt raises."""
         waiter = _Waiter(attempt, asyncio.get_running_loop().create_future())
         self._lines.setdefault(caller, deque()).append(waiter)
         self.size += 1
