@@ -151,14 +151,18 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     row = _row(ex, runtime, target)
     try:
         claimed = runtime.running.write(ex, runtime)  # in one commit with the row
-        await runtime.ledger.open(row)  # on disk before the upstream hears of it: what may cost has a row
+        opened = runtime.ledger.open(row)
+        try:
+            await opened  # on disk before the upstream hears of it: what may cost has a row
+        finally:
+            if opened.done() and not opened.cancelled() and opened.exception() is None:
+                ex.row = row  # also where we were stopped just before we heard of it: a row that stands must be settled
         if claimed is not None:
             await claimed
     except StoreError:
         raise ProxyError(
             "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2
         ) from None
-    ex.row = row
     # One that others may join keeps its usage event: each of them is given it or not. One of protobuf always ends with it.
     strip, note = (False, ask_usage or ask.wants_usage) if ex.broadcast is not None else (ask_usage and not ex.tells_usage, False)
     answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=strip, note_usage=note)

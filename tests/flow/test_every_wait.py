@@ -1,0 +1,222 @@
+"""An exchange is stopped at each of its waits in turn: in the middle, or when what it waits for has just come. Nothing is left behind.
+
+A cancellation that comes in the moment between an event and its hearing is rare, and a ledger meets it every day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxyd.clock import Clock
+from proxyd.config.load import examine_file
+from proxyd.daemon.run import Daemon
+from proxyd.flow import handler
+from tests.e2e.client import Visit, ask, becomes, chat, request, send
+from tests.origin import DONE, completion, delta, stream, whole
+from tests.process import KEY, settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+    from pathlib import Path
+
+    from tests.origin import Origin
+
+PATH = "/v1/chat/completions"
+MOST = 60
+"""No exchange here waits so often."""
+
+
+@dataclass
+class Stop:
+    """Which wait of the next exchange is cut short. `late`: what it waited for has come, and it has not heard of it."""
+
+    at: int = 0
+    late: bool = False
+    waits: int = 0
+
+    def over(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """Run the work, and stop it there."""
+
+        async def run() -> None:
+            await _Stopped(work, self)
+
+        return run()
+
+
+class _Stopped:
+    def __init__(self, work: Coroutine[Any, Any, None], stop: Stop) -> None:
+        self.work, self.stop = work, stop
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Do what a task does to a coroutine, with a cancellation in the right place."""
+        step, value = self.work.send, None
+        while True:
+            try:
+                waited = step(value)
+            except StopIteration:
+                return
+            self.stop.waits += 1
+            here = self.stop.waits == self.stop.at
+            if here and not self.stop.late and waited is not None:
+                waited.cancel()
+            step, value = self.work.send, None
+            try:
+                yield waited
+            except BaseException as error:
+                step, value = self.work.throw, error
+            if here:
+                step, value = self.work.throw, asyncio.CancelledError()
+
+
+def _key(at: int) -> str:
+    """Of a caller who has not been here before: what is known of him is waited for."""
+    return f"{KEY}-{at}"
+
+
+def _config(origin: Origin) -> dict[str, object]:
+    route = {"upstream": "origin", "limits": {"concurrency": 1}, "queue": {"max": 2, "wait": "10s"}}
+    upstream = {"kind": "openai", "base_url": origin.url, "max_connections": 1}
+    keys = [{"name": f"tester {at}", "key": _key(at), "budget": {"tokens": 10_000_000, "per": "month"}} for at in range(MOST)]
+    return settings(upstreams={"origin": upstream}, models={"m": route}, auth={"keys": keys})
+
+
+class House:
+    """A daemon in the test's own loop, and what is to be found in it when nobody is there."""
+
+    def __init__(self, daemon: Daemon, file: Path) -> None:
+        self.daemon, self.file = daemon, file
+        self.runtime = daemon._runtime
+        self.ended = 0
+        self.runtime.observers.append(self._count)
+        self.at_rest = set(self.runtime._tasks)
+
+    def _count(self, _ending: object) -> None:
+        self.ended += 1
+
+    async def rest(self, ended: int) -> None:
+        """Wait until so many exchanges have come to their end."""
+        async with asyncio.timeout(10):
+            while self.ended < ended or self.runtime.active or self.runtime._tasks - self.at_rest:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.001)
+            await self.runtime.database.submit(lambda _: None)
+
+    def occupied(self) -> bool:
+        """Whether an exchange holds a place."""
+        return any(gauge.level.running for gauge in self.runtime.allowances._gauges.values())
+
+    def left(self) -> dict[str, object]:
+        """What somebody has left behind."""
+        runtime, pool = self.runtime, self.runtime.snapshot.doors["origin"]._pool
+        levels = [gauge.level for gauge in runtime.allowances._gauges.values()]
+        accounts = [account for each in runtime.allowances.budgets._accounts.values() for account in each.values()]
+        with sqlite3.connect(self.file) as link:
+            states = {state for (state,) in link.execute("SELECT state FROM usage_events")}
+        found = {
+            "open rows": states & {"open"},
+            "running": [level.running for level in levels if level.running],
+            "held tokens": [level.held for level in levels if level.held],
+            "held budget": [account.spent.held for account in accounts if account.spent.held],
+            "waiting": runtime.allowances.waiting,
+            "busy": runtime.snapshot.health["origin"]._busy,
+            "connections": len(pool._members) - len(pool._idle) + pool._connecting + len(pool._waiting),
+            "keys": runtime.running._by_key,
+            "ids": runtime.running._by_id,
+            "turns": runtime.memory._turns,
+        }
+        return {name: what for name, what in found.items() if what}
+
+
+@pytest.fixture
+async def house(tmp_path: Path, origin: Origin) -> AsyncIterator[House]:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(_config(origin)))
+    daemon = Daemon(examine_file(file, {}).config, tmp_path, {}, Clock())
+    await daemon.start(None)
+    yield House(daemon, tmp_path / "proxyd.db")
+    daemon.stop()
+    await daemon.serve()
+
+
+STREAM = {**chat("m"), "stream": True}
+KINDS = {
+    "unary": (chat("m"), {}),
+    "stream": (STREAM, {}),
+    "keyed": (chat("m"), {"idempotency-key": "key"}),
+    "keyed stream": (STREAM, {"idempotency-key": "key"}),
+    "resumable": (STREAM, {"prefer": "resumable"}),
+    "turn": ({"model": "m", "message": "Say something."}, {}),
+    "retried": (chat("m"), {}),
+    "queued": (chat("m"), {}),
+    "repeated": (STREAM, {"idempotency-key": "key"}),
+}
+CASES = [(kind, "handle") for kind in KINDS] + [(kind, "serve") for kind in ("keyed", "keyed stream", "resumable")]
+"""The latter are served by a task of their own, which is stopped apart from who listens."""
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Stop], None]:
+    """Say where the next exchange is stopped, and of which of the handler's functions."""
+
+    def stops(verb: str, stop: Stop) -> None:
+        original = getattr(handler, verb)
+
+        def once(*given: Any) -> Coroutine[Any, Any, None]:
+            monkeypatch.undo()
+            return stop.over(original(*given))
+
+        monkeypatch.setattr(handler, verb, once)
+
+    return stops
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+async def test_nothing_is_left_behind(house, origin, stops, case, late):
+    kind, verb = case
+    document, headers = KINDS[kind]
+    answers = {True: stream(delta("fi"), 0.001, delta("ne", finish="stop"), DONE), False: whole(completion("fine"))}
+    pause, failures = [0.03] if kind == "queued" else [], iter([])
+
+    def play(seen):
+        return next(failures, [*pause, *answers["stream" in seen.json()]])
+
+    origin.on("m", play)
+    url, ended = house.daemon.url, 0
+    for at in range(1, MOST):
+        own = {"authorization": f"Bearer {_key(at)}", **headers}
+        body = json.dumps(document).encode()
+        first = None
+        if kind == "turn":
+            begun = (await ask(url, "/v1/conversations", {}, **own)).json()["conversation_id"]
+            body = json.dumps({**document, "conversation_id": begun}).encode()
+        elif kind == "retried":
+            failures = iter([whole(b'{"error": {"message": "down"}}', status=500)])
+        elif kind == "repeated":
+            assert (await send(url, request("POST", PATH, body, own))).status == 200
+            ended += 1
+        elif kind == "queued":
+            first = asyncio.create_task(send(url, request("POST", PATH, body, own)))
+            await becomes(house.occupied)
+            ended += 1
+        stop = Stop(at, late)
+        stops(verb, stop)
+        visit = await Visit.open(url)
+        await visit.say(request("POST", PATH, body, own))
+        ended += 1
+        await house.rest(ended)
+        await visit.leave()
+        assert first is None or (await first).status == 200
+        assert house.left() == {}, f"stopped at wait {at}"
+        again = await send(url, request("POST", PATH, body, own))
+        ended += 1
+        assert (again.status, again.whole) == (200, True), f"stopped at wait {at}: {again.body!r}"
+        await house.rest(ended)
+        if stop.waits < at:
+            break
+    assert stop.waits < at < MOST
