@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from proxyd.flow.claims import Place
     from proxyd.store.idempotency import Claim, Claims, Kept
 
-    Make = Callable[[], Awaitable[tuple[tuple[tuple[bytes, bytes], ...], bytes]]]
+    Make = Callable[[], tuple[tuple[tuple[bytes, bytes], ...], bytes, Awaitable[object]]]
+    """Begins to write what is asked for; returns the answer's headers, its body, and when it is true."""
 
 
 class Once:
@@ -28,10 +29,10 @@ class Once:
         self._under_way: dict[Place, asyncio.Future[None]] = {}
 
     async def answer(self, claim: Claim, on_broken: OnBroken, make: Make) -> tuple[Kept, bool]:
-        """Return what `make` answers, headers and body, or what stands under the key already; and whether it stood.
+        """Return what `make` answers, or what stands under the key already; and whether it stood.
 
-        `make` runs once at a time; where it raises, the key stays free.
-        Raises ProxyError idempotency_key_reused, ledger_unavailable, and whatever `make` raises.
+        What is made and that it was made are one commit, whether the client waits for it or not.
+        Raises ProxyError idempotency_key_reused, ledger_unavailable; then nothing was made.
         """
         place = (claim.caller, claim.key)
         while (other := self._under_way.get(place)) is not None:
@@ -51,7 +52,15 @@ class Once:
         request = Request(claim.endpoint, claim.streamed, claim.fingerprint)
         if found is not None and judge(standing(found), request, on_broken) is Verdict.REPLAY:
             return found, True
-        headers, body = await make()
+        return await asyncio.shield(self._made(claim, make)), False
+
+    async def _made(self, claim: Claim, make: Make) -> Kept:
+        """Make it, and write that it was made, in one commit. Raises StoreError; then the key may be used again."""
+        headers, body, made = make()
         kept = claim.kept(ClaimState.DONE, 200, headers, body)
-        await asyncio.gather(self._claims.write(claim), self._claims.finish(kept, claim.expires_at))  # one commit
-        return kept, False
+        try:
+            await asyncio.gather(made, self._claims.write(claim), self._claims.finish(kept, claim.expires_at))
+        except StoreError:
+            self._claims.finish(claim.kept(ClaimState.FAILED, 503, (), None), claim.expires_at)  # a claim may wait in memory for the disk
+            raise
+        return kept

@@ -24,7 +24,7 @@ from proxyd.wire.turn import MAX_MESSAGES
 from proxyd.wire.wishes import conversation_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from proxyd.flow.runtime import Runtime
     from proxyd.store.conversations import Stored
@@ -66,17 +66,19 @@ async def begin(runtime: Runtime, down: Downstream, _argument: str) -> None:
 
     now = runtime.clock.now_us()
 
-    async def make() -> tuple[Headers, bytes]:
+    def make() -> tuple[Headers, bytes, Awaitable[object]]:
         name = name_text(os.urandom(12))
         turn = Turn(caller.name, name, None, 0, messages, asked.model, "{}", down.request_id, now)
-        try:
-            await runtime.memory.store.create(turn)
-        except StoreError:
-            raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
-        return (JSON,), orjson.dumps({"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+        body = orjson.dumps({"conversation_id": f"c_{name}", "object": "conversation", "created": now // 1_000_000})
+        return (JSON,), body, runtime.memory.store.create(turn)
 
     if key is None:
-        down.reply(200, *await make())
+        headers, body, made = make()
+        try:
+            await made
+        except StoreError:
+            raise ProxyError("ledger_unavailable", "proxyd cannot write its conversations now.", retry_after=2) from None
+        down.reply(200, headers, body)
         return
     config, condensed = runtime.snapshot.config, fingerprint(canonical.plain(body or b"{}"))
     expires = now + int(config.storage.retain.idempotency * 1e6)

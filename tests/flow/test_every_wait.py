@@ -6,6 +6,7 @@ A cancellation that comes in the moment between an event and its hearing is rare
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 
 from proxyd.clock import Clock
 from proxyd.config.load import examine_file
+from proxyd.config.schema import OnFailure
 from proxyd.daemon.run import Daemon
 from proxyd.flow import handler
 from tests.e2e.client import Visit, ask, becomes, chat, request, send
@@ -40,27 +42,27 @@ class Stop:
     late: bool = False
     waits: int = 0
 
-    def over(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    def over(self, work: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """Run the work, and stop it there."""
 
-        async def run() -> None:
-            await _Stopped(work, self)
+        async def run() -> Any:
+            return await _Stopped(work, self)
 
         return run()
 
 
 class _Stopped:
-    def __init__(self, work: Coroutine[Any, Any, None], stop: Stop) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], stop: Stop) -> None:
         self.work, self.stop = work, stop
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, None, Any]:
         """Do what a task does to a coroutine, with a cancellation in the right place."""
         step, value = self.work.send, None
         while True:
             try:
                 waited = step(value)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                return end.value
             self.stop.waits += 1
             here = self.stop.waits == self.stop.at
             if here and not self.stop.late and waited is not None:
@@ -154,23 +156,25 @@ KINDS = {
     "retried": (chat("m"), {}),
     "queued": (chat("m"), {}),
     "repeated": (STREAM, {"idempotency-key": "key"}),
+    "framed": (STREAM, {"accept": "application/protobuf"}),
+    "framed and keyed": (STREAM, {"accept": "application/protobuf", "idempotency-key": "key"}),
 }
-CASES = [(kind, "handle") for kind in KINDS] + [(kind, "serve") for kind in ("keyed", "keyed stream", "resumable")]
+CASES = [(kind, "handle") for kind in KINDS] + [(kind, "serve") for kind in ("keyed", "keyed stream", "resumable", "framed and keyed")]
 """The latter are served by a task of their own, which is stopped apart from who listens."""
 
 
 @pytest.fixture
-def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Stop], None]:
-    """Say where the next exchange is stopped, and of which of the handler's functions."""
+def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str, Stop], None]:
+    """Say where the next call of a function is stopped."""
 
-    def stops(verb: str, stop: Stop) -> None:
-        original = getattr(handler, verb)
+    def stops(where: object, verb: str, stop: Stop) -> None:
+        original = getattr(where, verb)
 
-        def once(*given: Any) -> Coroutine[Any, Any, None]:
+        def once(*given: Any) -> Coroutine[Any, Any, Any]:
             monkeypatch.undo()
             return stop.over(original(*given))
 
-        monkeypatch.setattr(handler, verb, once)
+        monkeypatch.setattr(where, verb, once)
 
     return stops
 
@@ -205,7 +209,7 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
             await becomes(house.occupied)
             ended += 1
         stop = Stop(at, late)
-        stops(verb, stop)
+        stops(handler, verb, stop)
         visit = await Visit.open(url)
         await visit.say(request("POST", PATH, body, own))
         ended += 1
@@ -220,3 +224,41 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
         if stop.waits < at:
             break
     assert stop.waits < at < MOST
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+async def test_a_conversation_that_a_client_did_not_hear_of_is_begun_once(house, stops, late):
+    for at in range(1, MOST):
+        own = {"authorization": f"Bearer {_key(at)}", "idempotency_key": "key"}
+        stop = Stop(at, late)
+        stops(house.runtime.once, "answer", stop)
+        visit = await (await Visit.open(house.daemon.url)).post("/v1/conversations", {}, **own)
+        await becomes(lambda stop=stop: not house.runtime.once._under_way and stop.waits)
+        await visit.leave()
+        again = await ask(house.daemon.url, "/v1/conversations", {}, **own)
+        listed = (await ask(house.daemon.url, "/v1/conversations", method="GET", authorization=own["authorization"])).json()["data"]
+        assert [one["conversation_id"] for one in listed] == [again.json()["conversation_id"]]
+        if stop.waits < at:
+            break
+    assert stop.waits < at < MOST
+
+
+async def test_a_conversation_that_the_disk_refused_does_not_stand_under_its_key(house, monkeypatch):
+    """Where the claim itself may wait in memory until the disk is well again."""
+    database, own = house.daemon._database, {"idempotency_key": "key", "authorization": f"Bearer {_key(1)}"}
+    database.configure(database.durability, OnFailure.SERVE)
+
+    commit = database._commit
+
+    async def full(batch):
+        if len(batch.work) > 1:  # what stands under the key can be read before
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await commit(batch)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(database, "_commit", full)
+        assert (await ask(house.daemon.url, "/v1/conversations", {}, **own)).status == 503
+    await becomes(lambda: database.healthy and not database.backlog)
+    again = await ask(house.daemon.url, "/v1/conversations", {}, **own)
+    listed = (await ask(house.daemon.url, "/v1/conversations", method="GET", authorization=own["authorization"])).json()["data"]
+    assert [one["conversation_id"] for one in listed] == [again.json()["conversation_id"]]
