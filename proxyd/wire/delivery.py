@@ -34,8 +34,6 @@ class Delivery:
     max_bytes: int = MAX_HELD
     full: bool | None = None
     """DETAIL_FULL; None: not said, which is DETAIL_COMPACT."""
-    tokens: bool = False
-    """Text may be sent as token ids of o200k_base. It never is: a server without the vocabulary sends text, says the schema."""
     pad_to: int = 0
     omit_reasoning: bool = False
     resumable: bool = False
@@ -43,13 +41,16 @@ class Delivery:
 
 
 def from_message(message: chat_pb2.Delivery) -> Delivery:
-    """Read the protobuf message. Raises ProxyError `invalid_request` for what is out of bounds or not known."""
+    """Read the protobuf message. Raises ProxyError `invalid_request` for what is out of bounds or not known.
+
+    A client that allows token ids is sent text all the same, as the schema has it for servers without the vocabulary.
+    """
+    _known("delivery.token_vocabulary", {0: False, 1: True}, message.token_vocabulary)
     return _bounded(
         Delivery(
             max_delay_ms=message.max_delay_ms if message.HasField("max_delay_ms") else None,
             max_bytes=message.max_bytes or MAX_HELD,
             full=_known("delivery.detail", {0: None, 1: False, 2: True}, message.detail),
-            tokens=_known("delivery.token_vocabulary", {0: False, 1: True}, message.token_vocabulary) or False,
             pad_to=message.pad_to,
             omit_reasoning=message.omit_reasoning,
             resumable=message.resumable,

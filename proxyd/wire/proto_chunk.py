@@ -17,8 +17,6 @@ from proxyd.wire.proto_frames import varint
 from proxyd.wire.proto_reply import REASONING, fill_logprobs, fill_usage, finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from proxyd.wire.delivery import Delivery
 
 _ABOUT = ("id", "model", "system_fingerprint", "service_tier")
@@ -228,26 +226,22 @@ class Held:
         else:
             self.calls.append(call)
 
-    def encode(
-        self, index: int, *, start: bytes = b"", usage: bytes = b"", tokenize: Callable[[str], Sequence[int]] | None = None
-    ) -> bytes:
+    def encode(self, index: int, *, start: bytes = b"", usage: bytes = b"") -> bytes:
         """Write the message; `usage` is a field, written already."""
         if (
             self.rank == 2
             and len(self.content) == self.size
-            and not (self.finish or self.logprobs or self.refusal_logprobs or self.extra or start or usage or tokenize)
+            and not (self.finish or self.logprobs or self.refusal_logprobs or self.extra or start or usage)
         ):
             return field(1, self.content) + (b"\x30" + varint(index) if index else b"")  # text and nothing else: nearly all frames
-        tokens = tokenize(self.content.decode()) if tokenize and self.content else ()
         parts = (
-            field(1, bytes(self.content)) if self.content and not tokens else b"",
+            field(1, bytes(self.content)) if self.content else b"",
             field(2, bytes(self.reasoning)) if self.reasoning else b"",
             *(field(3, call.encode()) for call in self.calls),
             b"\x20" + varint(self.finish) if self.finish else b"",
             usage,
             b"\x30" + varint(index) if index else b"",
             field(7, start) if start else b"",
-            field(9, b"".join(map(varint, tokens))) if tokens else b"",
             field(10, bytes(self.refusal)) if self.refusal else b"",
             self.logprobs,
             field(12, self.finish_text.encode()) if self.finish_text else b"",

@@ -18,7 +18,7 @@ from proxyd.wire.proto_text import merge, single, write, write_list
 from proxyd.wire.usage import count_of, usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable
 
     from proxyd.wire.delivery import Delivery
 
@@ -37,19 +37,18 @@ _COMPLETION_DETAILS = {
 _ABOUT = ("id", "model", "system_fingerprint", "service_tier")
 
 
-def completion(body: bytes, delivery: Delivery, *, handle: bytes = b"", tokenize: Callable[[str], Sequence[int]] | None = None) -> bytes:
+def completion(body: bytes, delivery: Delivery, *, handle: bytes = b"") -> bytes:
     """Write an upstream's whole JSON answer as a `ChatCompletion`.
 
-    `handle` is a name that the server chose (a client's own is not repeated); `tokenize` encodes with o200k_base without
-    special tokens, and is used if the client allows token ids. Raises ProxyError `upstream_bad_response` if the body is
-    not a completion.
+    `handle` is a name that the server chose (a client's own is not repeated).
+    Raises ProxyError `upstream_bad_response` if the body is not a completion.
     """
     message = chat_pb2.ChatCompletion(handle=handle)
     try:
         body.decode()  # values are kept as they are, so what is not UTF-8 has to be found here
         members = open_object(body)
         for entry in open_list(members.pop("choices", b"")):
-            _choice(message.choices.add(), entry, delivery, tokenize if delivery.tokens else None)
+            _choice(message.choices.add(), entry, delivery)
         report = plain(members.pop("usage", b"null"))
     except (Misfit, UnicodeDecodeError):
         raise ProxyError("upstream_bad_response", "The upstream's answer is not a chat completion.") from None
@@ -85,7 +84,7 @@ def _readable(raw: bytes) -> Any:
         return None
 
 
-def _choice(choice: chat_pb2.Choice, entry: Members, delivery: Delivery, tokenize: Callable[[str], Sequence[int]] | None) -> None:
+def _choice(choice: chat_pb2.Choice, entry: Members, delivery: Delivery) -> None:
     rest = dict(entry)
     position = plain(rest.get("index", b"0"))
     if type(position) is int and 0 <= position < 2**32:
@@ -97,9 +96,6 @@ def _choice(choice: chat_pb2.Choice, entry: Members, delivery: Delivery, tokeniz
     for name in REASONING if delivery.omit_reasoning else () if delivery.full else REASONING[2:]:
         said.pop(name, None)
     fill_message(choice.message, said, Way(binary=True), default_role="assistant")
-    if tokenize is not None and choice.message.content:
-        choice.tokens.extend(tokenize(choice.message.content))
-        choice.message.ClearField("content")
     reason = plain(rest.get("finish_reason", b"null"))
     if isinstance(reason, str) and reason:
         choice.finish_reason, choice.finish_reason_text = finish(reason)  # type: ignore[assignment]  # the stubs want the enum's class
@@ -197,28 +193,26 @@ def _logprob(one: chat_pb2.TokenLogprob) -> dict[str, Any]:
     return {"token": one.token, "logprob": single(one.logprob), "bytes": list(one.raw or one.token.encode())}
 
 
-def completion_json(data: bytes, detokenize: Callable[[Sequence[int]], str] | None = None) -> bytes:
+def completion_json(data: bytes) -> bytes:
     """Write a `ChatCompletion` as OpenAI's JSON: for clients, tests, and a JSON caller who joins a protobuf exchange.
 
-    Raises ProxyError `invalid_request` if it is not one, or has token ids and there is no `detokenize`.
+    Raises ProxyError `invalid_request` if it is not one, or made of token ids.
     """
     message = parse(chat_pb2.ChatCompletion, data)
     members = {name: orjson.dumps(text) for name in _ABOUT if (text := getattr(message, name))}
     members["object"] = b'"chat.completion"'
     if message.created:
         members["created"] = b"%d" % message.created
-    members["choices"] = write_list(_choice_json(choice, detokenize) for choice in message.choices)
+    members["choices"] = write_list(_choice_json(choice) for choice in message.choices)
     if message.HasField("usage"):
         members["usage"] = orjson.dumps(usage_json(message.usage))
     merge(members, message.extra_json, "")
     return write(members)
 
 
-def _choice_json(choice: chat_pb2.Choice, detokenize: Callable[[Sequence[int]], str] | None) -> bytes:
+def _choice_json(choice: chat_pb2.Choice) -> bytes:
     if choice.tokens:
-        if detokenize is None:
-            raise ProxyError("invalid_request", "The answer is made of token ids, and there is no vocabulary to read them.")
-        choice.message.content = detokenize(choice.tokens)
+        raise ProxyError("invalid_request", "The answer is made of token ids, and there is no vocabulary to read them.")
     members = {
         "index": b"%d" % choice.index,
         "message": message_json(choice.message, "assistant"),

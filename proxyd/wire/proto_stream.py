@@ -28,7 +28,7 @@ from proxyd.wire.template import template_of
 from proxyd.wire.usage import fault_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from proxyd.errors import ProxyError
     from proxyd.wire.delivery import Delivery
@@ -43,8 +43,7 @@ MAX_CHOICES = 128
 class ChunkEncoder:
     """One stream. `frame` puts a message into its framing (`delimited`, or `connect.envelope`).
 
-    `handle` is a name that the server chose, told in the first frame; `tokenize` encodes with o200k_base without special
-    tokens and is used if the client allows token ids.
+    `handle` is a name that the server chose, told in the first frame.
     """
 
     __slots__ = (
@@ -59,7 +58,6 @@ class ChunkEncoder:
         "_opened",
         "_start",
         "_template",
-        "_tokenize",
         "_usage",
         "deadline",
         "delay",
@@ -72,7 +70,6 @@ class ChunkEncoder:
         *,
         handle: bytes = b"",
         frame: Callable[[bytes], bytes] = delimited,
-        tokenize: Callable[[str], Sequence[int]] | None = None,
     ) -> None:
         self.deadline: float | None = None
         """When to call `tick`, on the clock that `now` is read from; None: not at all."""
@@ -83,8 +80,7 @@ class ChunkEncoder:
         """Seconds that text may be held."""
         self._delivery = delivery
         self._frame = frame
-        self._tokenize = tokenize if delivery.tokens else None
-        exact = delivery.full and delay == 0 and not delivery.omit_reasoning and self._tokenize is None
+        exact = delivery.full and delay == 0 and not delivery.omit_reasoning
         self._exact = Exact() if exact else None
         self._held: dict[int, Held] = {}
         self._opened: set[int] = set()
@@ -135,7 +131,7 @@ class ChunkEncoder:
     def at_once(self, events: list[bytes]) -> bytes:
         """Give the frame of such events where nothing is held; empty where something is, or where they are not that simple."""
         template = self._template
-        if template is None or self._held or self._usage or self._tokenize is not None or self._delivery.full:
+        if template is None or self._held or self._usage or self._delivery.full:
             return b""
         text = template.texts(events).encode()
         return self._pack(field(1, text) + (b"\x30" + varint(template.index) if template.index else b"")) if text else b""
@@ -190,7 +186,7 @@ class ChunkEncoder:
         for place, (choice, index) in enumerate(bodies, 1):
             start = self._take_start()
             last = usage if place == len(bodies) else b""
-            frames.append(self._pack(choice.encode(index, start=start, usage=last, tokenize=self._tokenize)))
+            frames.append(self._pack(choice.encode(index, start=start, usage=last)))
         return frames
 
     def fail(self, error: ProxyError) -> list[bytes]:
@@ -299,7 +295,7 @@ class ChunkEncoder:
             self.deadline = None
             return [self._pack(body) for body in (*self._exact.flush(), field(1, text) + (b"\x30" + varint(index) if index else b""))]
         frames = self.flush() if self.deadline is not None and now >= self.deadline else []
-        if self.delay == 0 and not self._held and not self._tokenize:
+        if self.delay == 0 and not self._held:
             return [*frames, self._pack(field(1, text) + (b"\x30" + varint(index) if index else b""))]
         held = self._held.get(index)
         if held is None:

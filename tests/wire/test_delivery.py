@@ -19,9 +19,7 @@ def test_nothing_said_is_the_defaults() -> None:
 
 
 def test_the_three_ways_say_the_same() -> None:
-    expected = Delivery(
-        max_delay_ms=100, max_bytes=200, full=True, tokens=True, pad_to=16, omit_reasoning=True, resumable=True, compress=True
-    )
+    expected = Delivery(max_delay_ms=100, max_bytes=200, full=True, pad_to=16, omit_reasoning=True, resumable=True, compress=True)
     message = pb.Delivery(
         max_delay_ms=100, max_bytes=200, detail=2, token_vocabulary=1, pad_to=16, omit_reasoning=True, resumable=True, compress=True
     )

@@ -75,15 +75,9 @@ def test_an_unknown_finish_reason_keeps_its_word() -> None:
     assert json.loads(completion_json(completion(body, COMPACT)))["choices"][0]["finish_reason"] == "pause_turn"
 
 
-def test_token_ids_stand_for_text_where_they_are_allowed() -> None:
-    body = answer({"content": "abc"})
-    data = completion(body, Delivery(tokens=True), tokenize=lambda text: [ord(letter) for letter in text])
-    read = pb.ChatCompletion.FromString(data)
-    assert (list(read.choices[0].tokens), read.choices[0].message.content) == ([97, 98, 99], "")
-    assert b'"abc"' in completion_json(data, lambda ids: "".join(map(chr, ids)))
-    with pytest.raises(ProxyError):
-        completion_json(data)
-    assert b"abc" in completion(body, COMPACT, tokenize=lambda _: [1])
+def test_token_ids_are_not_taken_for_text() -> None:
+    with pytest.raises(ProxyError, match="no vocabulary"):
+        completion_json(pb.ChatCompletion(choices=[pb.Choice(tokens=[97, 98, 99])]).SerializeToString())
 
 
 @pytest.mark.parametrize(
