@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from proxyd.config.schema import OnBroken
 from proxyd.errors import ProxyError
 from proxyd.flow.broadcast import Broadcast
-from proxyd.model import Endpoint
+from proxyd.model import Endpoint, Format
 from proxyd.rules.idempotency import ClaimState, Request, Standing, Verdict, fingerprint, judge, kept, key_of
 from proxyd.store.db import StoreError
 from proxyd.store.idempotency import SIZE_LIMIT, Claim, Kept
 from proxyd.wire import canonical
+from proxyd.wire.headers import first
+from proxyd.wire.meter import format_of
 from proxyd.wire.tape import Tape, gone
 
 if TYPE_CHECKING:
@@ -347,7 +349,8 @@ def _again(found: Kept) -> Broadcast:
     if found.body is None:
         raise gone()
     broadcast = Broadcast(found.request_id, found.caller, Tape(len(found.body) + 1), 0.0, resumable=found.streamed)
-    if found.streamed and found.status is not None and found.status < 300:
+    kind = format_of(first(found.headers, b"content-type"), streamed=found.streamed, head=found.body[:64])
+    if kind is not Format.JSON and found.streamed and found.status is not None and found.status < 300:
         if found.frames is not None:
             frames = broadcast.make_frames(len(found.frames) + 1)
             frames.begin(found.status, found.headers, b"")

@@ -63,7 +63,7 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
         else:
             await _again(ex, ex.broadcast, runtime, down, extra=REPLAYED if verdict is Verdict.REPLAY else ())
     except asyncio.CancelledError:
-        if runtime.cut is None:
+        if runtime.cut is None and not down.broken_off:
             runtime.metrics.client_disconnected("unary" if ex.ask and not ex.ask.stream else "stream" if down.committed else "wait")
         raise
 

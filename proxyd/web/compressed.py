@@ -36,9 +36,9 @@ class Compressed:
         """As the inner one."""
         return self._inner.lean
 
-    def wish(self, wishes: Wishes) -> None:
+    def wish(self, wishes: Wishes, *, streamed: bool) -> None:
         """Learn how the client wants it."""
-        self._inner.wish(wishes)
+        self._inner.wish(wishes, streamed=streamed)
 
     def take_frames(self) -> bool:
         """As the inner one."""

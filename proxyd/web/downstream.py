@@ -78,6 +78,8 @@ class Downstream:
         # Answer state
         self.committed = False
         self.bytes_out = 0
+        self.broken_off = False
+        """We ended it, not the client."""
         self._chunked = False
         self._over = False
         """All of it was written."""
@@ -169,7 +171,7 @@ class Downstream:
             if delivery.compress or (streamed and delivery.max_delay_ms):
                 self.encoder = Paced(wishes)
         else:
-            inner.wish(wishes)
+            inner.wish(wishes, streamed=streamed)
         wants = delivery.compress if inner is None or streamed else True  # protobuf that is whole: whoever takes it wants it small
         pays = inner is None or not streamed or (delivery.max_delay_ms or 0) >= GZIP_FROM_MS
         if self.encoder is not None and wants and pays and may_compress:
@@ -257,6 +259,7 @@ class Downstream:
     def abort(self, data: bytes = b"") -> None:
         """Break the answer off, after these last bytes: no terminator, so no client can take it for whole."""
         self._keep_alive = False
+        self.broken_off = True
         if self._transport.is_closing():
             return
         if not self._chunked:

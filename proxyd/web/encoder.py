@@ -32,8 +32,8 @@ class Encoder(Protocol):
     def lean(self) -> bool:
         """Leave out of the head what the client can do without."""
 
-    def wish(self, wishes: Wishes) -> None:
-        """Learn how the client wants it."""
+    def wish(self, wishes: Wishes, *, streamed: bool) -> None:
+        """Learn how the client wants it, and whether as a stream."""
 
     def take_frames(self) -> bool:
         """Whether it writes frames of protobuf; from now on what comes are frames already."""

@@ -35,7 +35,7 @@ class Paced:
         self._emit: Emit | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def wish(self, wishes: Wishes) -> None:
+    def wish(self, wishes: Wishes, *, streamed: bool) -> None:
         """Nothing more than what it was made with."""
 
     def take_frames(self) -> bool:

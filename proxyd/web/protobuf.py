@@ -16,6 +16,7 @@ from proxyd.wire.meter import format_of
 from proxyd.wire.negotiate import DELIMITED, PROTOBUF
 from proxyd.wire.proto_frames import FrameReader, delimited
 from proxyd.wire.proto_stream import padded
+from proxyd.wire.proto_whole import as_stream
 from proxyd.wire.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
@@ -84,10 +85,14 @@ class Protobuf:
     protocol = "protobuf"
     ends = False
 
-    def __init__(self, write: Write, clock: Clock) -> None:
+    def __init__(self, write: Write, clock: Clock, *, streamed: bool = False) -> None:
+        """`streamed`: a stream of chat was asked for, so that an answer that is said at once is written as one, too."""
         self._write = write
         self._clock = clock
         self._wishes = NO_WISHES
+        self._streamed = streamed
+        self._delimited = False
+        """The whole answer was written as a stream."""
         self._packer: Packer | None = None
         self._framed = False
         self._frames = FrameReader(MAX_FRAME)
@@ -97,9 +102,10 @@ class Protobuf:
         """All but DETAIL_FULL."""
         return not self._wishes.delivery.full
 
-    def wish(self, wishes: Wishes) -> None:
+    def wish(self, wishes: Wishes, *, streamed: bool) -> None:
         """Learn how the client wants it."""
         self._wishes = wishes
+        self._streamed = streamed
 
     def take_frames(self) -> bool:
         """From now on what comes are frames already."""
@@ -117,13 +123,16 @@ class Protobuf:
 
     def head(self, headers: Headers, *, streamed: bool) -> Headers:
         """Choose the headers: a content type of ours, and what is kept."""
-        kind = (b"Content-Type", DELIMITED if streamed else PROTOBUF)
+        kind = (b"Content-Type", DELIMITED if streamed or self._delimited else PROTOBUF)
         kept = [header for header in headers if header[0].lower() in _KEPT or (not self.lean and _told(header[0].lower()))]
         return [kind, *kept]
 
     def document(self, body: bytes) -> bytes:
-        """Write a whole answer."""
-        return self._write(body, self._wishes)
+        """Write a whole answer. Who asked for a stream reads frames, whatever the upstream made of it."""
+        if not self._streamed:
+            return self._write(body, self._wishes)
+        self._delimited = True
+        return Packer(self._wishes.delivery, self._clock, lambda _: None).end(as_stream(body))
 
     def refusal(self, error: ProxyError) -> tuple[int, Headers, bytes]:
         """Write an error."""

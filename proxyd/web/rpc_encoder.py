@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxyd.errors import TABLE, ProxyError
+from proxyd.flow.packer import unpackable
 from proxyd.web.protobuf import MAX_FRAME, Protobuf, Write
 from proxyd.wire import connect
 from proxyd.wire._pb import chat_pb2
@@ -48,7 +49,8 @@ class Rpc:
     def __init__(self, speech: Speech, write: Write, answer: type[Message], clock: Clock) -> None:
         self._speech = speech
         self._answer = answer
-        self._inner = Protobuf(write, clock)
+        self._chunks = answer is chat_pb2.ChatCompletionChunk
+        self._inner = Protobuf(write, clock, streamed=self._chunks)
         self._frames = FrameReader(MAX_FRAME)
         self._pad = 0
         self._error: ProxyError | None = None
@@ -64,10 +66,10 @@ class Rpc:
         """As plain protobuf."""
         return self._inner.lean
 
-    def wish(self, wishes: Wishes) -> None:
+    def wish(self, wishes: Wishes, *, streamed: bool) -> None:
         """Learn how the client wants it; padding counts the envelope, so it is done here."""
         self._pad = wishes.delivery.pad_to
-        self._inner.wish(replace(wishes, delivery=replace(wishes.delivery, pad_to=0)))
+        self._inner.wish(replace(wishes, delivery=replace(wishes.delivery, pad_to=0)), streamed=streamed)
 
     def take_frames(self) -> bool:
         """As plain protobuf."""
@@ -80,6 +82,8 @@ class Rpc:
 
     def document(self, body: bytes) -> bytes:
         """Write a whole answer."""
+        if self._chunks:
+            return self._text(self._envelopes(self._inner.document(body)) + self._ending(self._error))
         message = self._inner.document(body)
         if self._speech.streamed:
             return self._text(connect.envelope(message) + self._ending(None))
@@ -93,7 +97,9 @@ class Rpc:
         return status, [(b"Content-Type", b"application/json")], body
 
     def begin(self, headers: Headers, data: bytes, emit: Emit) -> bytes:
-        """Begin a stream."""
+        """Begin a stream. Raises ProxyError upstream_bad_response where the method has one answer: its client reads no other."""
+        if not self._chunks:
+            raise unpackable()
         return self._text(self._envelopes(self._inner.begin(headers, data, lambda more: emit(self._text(self._envelopes(more))))))
 
     def feed(self, data: bytes) -> bytes:

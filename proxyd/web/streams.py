@@ -32,7 +32,7 @@ async def resume(runtime: Runtime, down: Downstream, name: str) -> None:
         raise ProxyError(
             "stream_conflict", f"This stream was begun as {form}, and is numbered so: ask for it in that form, or from its start."
         )
-    down.encoder = Protobuf(write_chat, runtime.clock) if wants else None
+    down.encoder = Protobuf(write_chat, runtime.clock, streamed=True) if wants else None
     if down.method == "HEAD":
         _tell(broadcast, down, usage=usage)
     else:

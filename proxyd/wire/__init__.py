@@ -33,6 +33,7 @@ proto_message  one message, shared by requests and answers
 proto_text     JSON text and numbers, spliced
 proto_scan     a look at the bytes before they are decoded
 proto_reply    whole answers
+proto_whole    the same where a stream was asked for
 proto_stream   a stream of events as frames, held as long as is allowed
 proto_chunk    one frame in the making
 proto_exact    frames from which the events can be rebuilt to the letter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tests.daemon.scrape import series
 from tests.e2e.client import Visit, ask, becomes, chat, happens, send
 from tests.e2e.client import request as raw
-from tests.origin import DONE, Gate, completion, delta, stream, whole
+from tests.origin import DONE, Ending, Gate, completion, delta, stream, whole
 from tests.process import Child, Daemon, settings
 
 if TYPE_CHECKING:
@@ -291,6 +291,17 @@ async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
     assert series(text, "proxyd_upstream_state")['state="closed",upstream="origin"'] == 1
     assert series(text, "proxyd_loop_lag_seconds_count")[""] > 0
     assert 'model="gone' not in text
+
+
+async def test_a_stream_that_breaks_for_those_who_listen_is_no_client_that_left(start: Callable[..., Daemon], origin: Origin) -> None:
+    origin.on("cut", stream(delta("one"), ending=Ending.RESET))
+    daemon = start(service(origin))
+    for headers in ({}, {"idempotency_key": "k"}, {"prefer": "resumable"}, {"idempotency_key": "p", "accept": "application/protobuf"}):
+        answer = await ask(daemon.url, PATH, chat("cut", stream=True), **headers)
+        assert (answer.status, answer.whole) == (200, False)
+    await asyncio.to_thread(daemon.settled, "cut", 4)
+    text = (await ask(daemon.ops, "/metrics", method="GET")).body.decode()
+    assert not any(series(text, "proxyd_client_disconnects_total").values())
 
 
 async def test_the_time_inside_is_measured_without_the_upstreams_and_the_clients(

@@ -13,7 +13,7 @@ from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.connect import END, TRAILERS, EnvelopeReader, envelope, from_text
 from proxyd.wire.proto import name_text
 from tests.e2e.client import Visit, ask, happens, request
-from tests.e2e.test_protobuf import asked
+from tests.e2e.test_protobuf import asked, frames, post
 from tests.origin import DONE, Ending, Gate, completion, delta, stream, usage_event, whole
 
 CHAT = "/proxyd.v1.ChatService/"
@@ -286,3 +286,56 @@ async def test_hostile_calls_are_refused(rig, what):
 async def test_a_type_that_no_protocol_has_is_415(rig):
     for kind in ("application/grpc", "application/grpc-web-text+json", "text/plain", STREAM):
         assert (await call(rig, "CreateChatCompletion", asked("x"), kind)).status == 415
+
+
+CALLS = [{"id": f"c{place}", "type": "function", "function": {"name": "f", "arguments": "{}"}} for place in range(2)]
+
+
+@pytest.mark.parametrize("way", ["plain", "connect", "grpc-web", "resumed", "connect, resumed"])
+async def test_who_asked_for_a_stream_reads_frames_though_the_upstream_answered_at_once(rig, way):
+    model = f"at once, {way}"
+    whole_answer = json.loads(completion("At once."))
+    whole_answer["choices"][0]["message"]["tool_calls"] = CALLS
+    rig.origin.on(model, whole(json.dumps(whole_answer).encode()))
+    handle = way.encode()[:8].ljust(8, b"-")
+    body = asked(model, stream=True, handle=handle)
+    for _ in range(2):  # and who repeats it
+        if way.startswith("connect"):
+            found, last = read((await call(rig, "StreamChatCompletion", envelope(body), STREAM)).body)
+            assert last == {}
+        elif way == "grpc-web":
+            *messages, trailers = EnvelopeReader().feed((await call(rig, "StreamChatCompletion", envelope(body), WEB)).body)
+            found = [pb.ChatCompletionChunk.FromString(message) for _, message in messages]
+            assert trailers == (TRAILERS, b"grpc-status:0\r\n")
+        else:
+            answer = await post(rig, body)
+            assert answer.headers["content-type"] == "application/protobuf; delimited=true"
+            found = frames(answer.body)
+        if way == "resumed":
+            found = frames((await ask(rig.url, f"/v1/streams/{name_text(handle)}", method="GET", Accept="application/protobuf")).body)
+        elif way == "connect, resumed":
+            again = pb.ResumeChatCompletionRequest(handle=handle).SerializeToString()
+            found, last = read((await call(rig, "ResumeChatCompletion", envelope(again), STREAM)).body)
+            assert last == {}
+        assert "".join(frame.content for frame in found) == "At once."
+        told = [(one.index, one.id, one.arguments) for frame in found for one in frame.tool_calls]
+        assert told == [(0, "c0", "{}"), (1, "c1", "{}")]
+        assert [frame.finish_reason for frame in found if frame.finish_reason] == [pb.FINISH_REASON_STOP]
+        assert [frame.usage.prompt_tokens for frame in found if frame.HasField("usage")] == [11]
+    assert len(rig.origin.asked(model)) == 1
+
+
+@pytest.mark.parametrize("kind", [PROTO, "application/json", WEB])
+async def test_a_stream_where_one_message_was_asked_for_is_the_upstreams_fault(rig, kind):
+    rig.origin.on(f"unasked {kind}", stream(*WORDS, DONE))
+    body = asked(f"unasked {kind}")
+    if kind == "application/json":
+        body = json_format.MessageToJson(pb.ChatCompletionRequest.FromString(body)).encode()
+    answer = await call(rig, "CreateChatCompletion", envelope(body) if kind == WEB else body, kind)
+    if kind == WEB:
+        ((flags, trailers),) = EnvelopeReader().feed(answer.body)
+        assert (flags, trailers[:15]) == (TRAILERS, b"grpc-status:14\r"), trailers
+    else:
+        assert (answer.status, answer.json()["code"]) == (503, "unavailable")
+    (row,) = rig.daemon.settled(f"unasked {kind}")
+    assert (row["state"], row["error"], row["completion_tokens"]) == ("failed", "upstream_bad_response", 3)
