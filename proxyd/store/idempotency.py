@@ -101,6 +101,8 @@ _DELETE = (
 _SIZE = "SELECT coalesce(sum(length(body)), 0) + coalesce(sum(length(frames)), 0) FROM idempotency_keys"
 _NAMES = "SELECT caller, key FROM idempotency_keys"
 _FOREVER = 2**63 - 1
+_AS_BEGUN, _AS_FINISHED = 1, 2
+"""Turns in a commit: a claim may be taken, begun and finished in one, behind the end of another."""
 
 
 class Claims:
@@ -124,7 +126,7 @@ class Claims:
         """Take a key that is free: on disk with what is written in the same moment. Fails with StoreError as `Ledger.open` does."""
         strict = self._db.durability is Durability.STRICT
         keep = not strict or self._db.on_failure is OnFailure.SERVE
-        undo = Upsert(_ABANDON, (claim.request_id,))
+        undo = Upsert(_ABANDON, (claim.request_id,), _AS_FINISHED)
         name = ("idempotency_keys claim", claim.request_id)
         return self._db.put(name, Upsert(_CLAIM, _values(claim)), keep=keep, wait=strict, undo=undo)
 
@@ -142,7 +144,7 @@ class Claims:
 
         With `wait` done when on disk, or when the disk fails; without, at once.
         """
-        return self._db.put(("idempotency_keys begun", request_id), Upsert(_BEGUN, (request_id,)), wait=wait)
+        return self._db.put(("idempotency_keys begun", request_id), Upsert(_BEGUN, (request_id,), _AS_BEGUN), wait=wait)
 
     def finish(self, kept: Kept, expires_at: int) -> asyncio.Future[None]:
         """Write what has become of a claim. Done when on disk (strict), or at once; never fails."""
@@ -153,7 +155,8 @@ class Claims:
         self.size += len(kept.body or b"") + len(kept.frames or b"")
         if self.size > SIZE_LIMIT:
             self.crowded.set()
-        return self._db.put(("idempotency_keys", kept.request_id), Upsert(_FINISH, params), wait=self._db.durability is Durability.STRICT)
+        finish = Upsert(_FINISH, params, _AS_FINISHED)
+        return self._db.put(("idempotency_keys", kept.request_id), finish, wait=self._db.durability is Durability.STRICT)
 
     async def find(self, caller: str, key: str, now_us: int) -> Kept | None:
         """What stands under a caller's key, or under a request id (whoever it belongs to: the asker must check)."""

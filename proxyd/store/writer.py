@@ -33,10 +33,12 @@ _REFUSED = (sqlite3.Error, OverflowError, UnicodeError)
 
 
 class Upsert(NamedTuple):
-    """One statement that may be applied twice with the effect of once, and in any order with the batch's other work."""
+    """One statement that may be applied twice with the effect of once, and in any order with the batch's other work of its turn."""
 
     sql: str
     params: tuple[Value, ...]
+    turn: int = 0
+    """What changes a row that another statement of the batch may have to write before has a later turn than that one."""
 
 
 @dataclass(slots=True)
@@ -109,15 +111,15 @@ class Writer(sqlite3.Connection):
         self.execute(f"PRAGMA user_version = {version:d}")
 
     def _apply(self, batch: Batch) -> None:
-        """Upserts first, those of one statement together, then the operations in their order."""
-        groups: dict[str, list[int]] = {}
+        """Upserts first, turn by turn, those of one statement together; then the operations in their order."""
+        groups: dict[tuple[int, str], list[int]] = {}
         operations = []
         for place, work in enumerate(batch.work):
             if isinstance(work, Upsert):
-                groups.setdefault(work.sql, []).append(place)
+                groups.setdefault((work.turn, work.sql), []).append(place)
             else:
                 operations.append((place, work))
-        for sql, places in groups.items():
+        for (_, sql), places in sorted(groups.items(), key=lambda group: group[0][0]):
             self._upsert(sql, places, batch)
         for place, operation in operations:
             self._operate(place, operation, batch)

@@ -244,3 +244,19 @@ async def test_what_is_known_is_made_anew_when_much_has_come_and_gone(store, mon
     claims.fresh("laptop", "meanwhile")
     await claims.prune(NOW + 4)
     assert [claims.fresh("laptop", key) for key in ("k1", "k7", "meanwhile")] == [True, False, False]
+
+
+@pytest.mark.parametrize("durability", Durability)
+async def test_a_claim_that_ends_in_the_commit_that_takes_it_has_ended(tmp_path, durability):
+    """Whatever of others stands before it in the batch."""
+    db, claims = await start(tmp_path / "c.db", durability)
+    claims.finish(kept("other", "r0"), NOW + DAY)
+    claims.begun("r0")
+    claims.write(claim())
+    claims.begun("r1")
+    claims.finish(kept(), NOW + DAY)
+    claims.write(claim("broken", "r2"))
+    claims.begun("r2")
+    assert await claims.look("laptop", "k", NOW) == kept()
+    await db.close()
+    assert query(db.path, "SELECT state, begun FROM idempotency_keys WHERE key = 'broken'") == [("running", 1)]
