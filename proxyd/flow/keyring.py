@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from proxyd.model import TOKENS
 from proxyd.rules import auth, price
 from proxyd.store.db import StoreError
-from proxyd.store.keys import StoredKey
+from proxyd.store.keys import KeyRefusedError, StoredKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,23 +69,19 @@ class Keyring:
         """Make the first key of a caller; returns the key, which is told this once. Raises KeyRefusedError, StoreError."""
         secret, hashed = self._made()
         key = StoredKey(0, hashed, secret[:SHOWN], caller, self._clock.now_us())
-        added = await self._store.add(key)
-        self._keep(added)
+        added = await self._changed(self._store.add(key))
         return secret, added[0]
 
     async def rotate(self, name: str, grace: float) -> tuple[str, StoredKey]:
         """Make a key that replaces a caller's, which lives for `grace` more seconds. Raises KeyRefusedError, StoreError."""
         secret, hashed = self._made()
         now_us = self._clock.now_us()
-        changed = await self._store.replace(name, (hashed, secret[:SHOWN]), now_us, now_us + int(grace * 1e6))
-        self._keep(changed)
+        changed = await self._changed(self._store.replace(name, (hashed, secret[:SHOWN]), now_us, now_us + int(grace * 1e6)))
         return secret, changed[0]
 
     async def revoke(self, name: str, prefix: str | None) -> list[StoredKey]:
         """End a caller's keys, or the one that is shown so. Running exchanges go on. Raises KeyRefusedError, StoreError."""
-        ended = await self._store.revoke(name, prefix, self._clock.now_us())
-        self._keep(ended)
-        return ended
+        return await self._changed(self._store.revoke(name, prefix, self._clock.now_us()))
 
     async def note_use(self) -> None:
         """Write, every so often, when keys were last used."""
@@ -110,6 +106,21 @@ class Keyring:
     def _made(self) -> tuple[str, bytes]:
         secret = auth.generate_key(PREFIX, self._chance.randbytes(32))
         return secret, auth.digest(secret.encode())
+
+    async def _changed(self, change: asyncio.Future[list[StoredKey]]) -> list[StoredKey]:
+        """Take a change over as it reaches the disk, also when whoever asked for it has left."""
+
+        def take(change: asyncio.Future[list[StoredKey]]) -> None:
+            if not change.cancelled() and change.exception() is None:
+                self._keep(change.result())
+
+        change.add_done_callback(take)
+        try:
+            return await asyncio.shield(change)
+        except KeyRefusedError:
+            # What stands in the way may be a change of which nobody knew whether the disk had taken it.
+            await self._changed(self._store.all())
+            raise
 
     def _keep(self, keys: Iterable[StoredKey]) -> None:
         for key in keys:

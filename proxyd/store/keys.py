@@ -69,6 +69,10 @@ class ApiKeys:
         """Read all keys, dead ones too. Raises StoreError."""
         return await self._db.read(_everything)
 
+    def all(self) -> asyncio.Future[list[StoredKey]]:
+        """Read all keys in turn with the changes: what was asked for before is in it, what is asked for later comes later."""
+        return self._db.submit(_everything)
+
     def add(self, key: StoredKey) -> asyncio.Future[list[StoredKey]]:
         """Write the first key of a caller. Fails with KeyRefusedError where it has a live one."""
 
