@@ -19,7 +19,7 @@ from proxyd.model import LedgerRow
 from proxyd.rules import retry, routes
 from proxyd.store.db import StoreError
 from proxyd.upstream import kinds
-from proxyd.wire.body import Edits, upstream_body
+from proxyd.wire.body import Edits, route_asks_usage, upstream_body
 from proxyd.wire.faults import in_band, refusal, refuses_usage
 from proxyd.wire.headers import retry_after, should_retry
 
@@ -142,7 +142,10 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     ex.target = target.upstream
     spec = ex.upstream = ex.snapshot.config.upstreams[target.upstream]
     willing = kinds.may_ask_usage(spec) and not ex.snapshot.health[target.upstream].refuses_usage
-    ask_usage = ex.asked_usage = ask.stream and not ask.wants_usage and willing
+    said = route_asks_usage(model.force, model.drop)
+    heard = ask.wants_usage and "stream_options" not in model.force  # the client's own word reaches the upstream
+    ask_usage = ex.asked_usage = ask.stream and said is None and willing and not heard
+    unasked = (ask_usage or said is True) and not ask.wants_usage
     rename = kinds.traits(spec).rename_max_tokens
     edits = Edits(target.model, model.set, model.force, model.drop, ask_usage=ask_usage, rename_max_tokens=rename)
     body = upstream_body(ask, edits)
@@ -164,7 +167,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
             "ledger_unavailable", "proxyd cannot write its ledger now; nothing was sent to an upstream.", retry_after=2
         ) from None
     # One that others may join keeps its usage event: each of them is given it or not. One of protobuf always ends with it.
-    strip, note = (False, ask_usage or ask.wants_usage) if ex.broadcast is not None else (ask_usage and not ex.tells_usage, False)
+    strip, note = (False, unasked or ask.wants_usage) if ex.broadcast is not None else (unasked and not ex.tells_usage, False)
     answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=strip, note_usage=note)
     answer.call = await ex.snapshot.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
     await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)

@@ -23,14 +23,13 @@ _NAMES = ("max_completion_tokens", "max_tokens")
 def longest_answer(ask: Ask, model: Model) -> int | None:
     """Say how many tokens the answer has at most, as the request or its route bounds it; None where nothing does.
 
-    What the route forces counts before what the client asked for, and what it adds only where the client was silent.
+    What the route forces counts instead of what the client asked for, by either name; what it adds, only where the client was silent.
     """
     if ask.endpoint is Endpoint.EMBEDDINGS:
         return 0
     forced = _numbers(model.force)
     asked = [] if ask.max_tokens is None or any(name in model.drop for name in _NAMES) else [ask.max_tokens]
-    bounds = forced + asked if len(forced) < len(_NAMES) else forced
-    bounds = bounds or _numbers(model.set)
+    bounds = forced or asked or _numbers(model.set)
     return max(bounds) * choices(ask, model) if bounds else None
 
 

@@ -29,6 +29,8 @@ MAX_COUNT = 2**31 - 1
 """Of `n`, `max_tokens` and `max_completion_tokens`; what the upstreams' own integers hold."""
 
 T = TypeVar("T")
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""The two names of one thing, the newer one first."""
 _TRUE = Raw(b"true")
 _NULL = b"null"
 
@@ -99,7 +101,7 @@ def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None)
     if endpoint not in STREAMED:
         return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
     options = _member(fields, "stream_options", _OPTIONS, "an object whose include_usage is a boolean")
-    limits = [_limit(fields, name) for name in ("max_completion_tokens", "max_tokens")]
+    limits = [_limit(fields, name) for name in LIMITS]
     return Ask(
         endpoint=endpoint,
         model=model,
@@ -112,10 +114,16 @@ def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None)
 
 
 def upstream_body(ask: Ask, edits: Edits) -> bytes:
-    """Write the body that the upstream gets: the client's members in the client's order, but for the edits; additions last."""
-    members = {name: value for name, value in ask.fields.items() if name not in edits.drop}
+    """Write the body that the upstream gets: the client's members in the client's order, but for the edits; additions last.
+
+    A limit of the answer's length goes by two names: what a route says by one of them counts for the other too.
+    """
+    other = [name for name in LIMITS if name not in edits.force]
+    gone = {*edits.drop, *other} if len(other) < len(LIMITS) else edits.drop
+    members = {name: value for name, value in ask.fields.items() if name not in gone}
+    limited = any(name in members for name in LIMITS)
     for name, value in edits.set.items():
-        if name not in members:
+        if name not in members and not (limited and name in LIMITS):
             members[name] = _raw(value)
     for name, value in edits.force.items():
         members[name] = _raw(value)
@@ -126,6 +134,15 @@ def upstream_body(ask: Ask, edits: Edits) -> bytes:
     if edits.model is not None:
         members["model"] = _raw(edits.model)
     return msgspec.json.encode(members)
+
+
+def route_asks_usage(force: Mapping[str, Any], drop: Collection[str]) -> bool | None:
+    """Whether a route has its streams asked for their usage event, or keeps them from it. None where it says nothing."""
+    options = force.get("stream_options")
+    said = options.get("include_usage") if isinstance(options, dict) else None
+    if isinstance(said, bool):
+        return said
+    return False if "stream_options" in drop else None
 
 
 def _members(body: bytes) -> dict[str, Raw]:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.e2e.client import ask, chat
-from tests.origin import completion, delta, stream, whole
+from tests.origin import completion, delta, stream, usage_event, whole
 
 PATH = "/v1/chat/completions"
 WAYS = {
@@ -55,6 +55,38 @@ async def test_a_kind_that_may_not_know_stream_options_can_be_spared_them(launch
     (row,) = daemon.settled("m")
     assert row["tokens_source"] in ("counted", "estimated")
     assert row["completion_tokens"] >= 3
+
+
+USAGE_ROUTES = {
+    # route: what it changes; what its upstream is told by a client that asks for usage, and by one that does not
+    "dropped": ({"drop": ["stream_options"]}, None, None),
+    "never": ({"force": {"stream_options": {"include_usage": False}}}, {"include_usage": False}, {"include_usage": False}),
+    "always": ({"force": {"stream_options": {"include_usage": True}}}, {"include_usage": True}, {"include_usage": True}),
+    "other": (
+        {"force": {"stream_options": {"include_obfuscation": False}}},
+        {"include_obfuscation": False, "include_usage": True},
+        {"include_obfuscation": False, "include_usage": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", USAGE_ROUTES)
+async def test_what_a_route_says_of_stream_options_holds_and_each_client_gets_what_it_asked_for(launch, origin, way):
+    """It is proxyd's own word that gives way, and what the client did not ask for is taken out, whoever asked."""
+    route, asked, silent = USAGE_ROUTES[way]
+    daemon = launch(upstreams={"origin": {"kind": "openai", "base_url": origin.url}}, models={"m": {"upstream": "origin", **route}})
+
+    def answer(request):
+        told = (request.json().get("stream_options") or {}).get("include_usage")
+        return stream(delta("Hi"), delta("", finish="stop"), *([usage_event(3, 1)] if told else []), b"data: [DONE]\n\n")
+
+    origin.on("m", answer)
+    for wants, expected in ((True, asked), (False, silent)):
+        wish = {"stream_options": {"include_usage": True}} if wants else {}
+        got = await ask(daemon.url, PATH, chat("m", stream=True, **wish))
+        assert got.whole
+        assert origin.requests[-1].json().get("stream_options") == expected
+        assert (b'"usage"' in got.body) == (wants and bool(expected and expected.get("include_usage"))), got.body
 
 
 async def test_ollama_is_told_the_limit_by_the_name_that_it_reads(daemon, origin):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxyd.errors import ProxyError
 from proxyd.model import Endpoint
-from proxyd.wire.body import MAX_MEMBERS, MAX_MODEL_NAME, Edits, parse_ask, upstream_body
+from proxyd.wire.body import MAX_MEMBERS, MAX_MODEL_NAME, Edits, parse_ask, route_asks_usage, upstream_body
 
 CHAT = Endpoint.CHAT
 
@@ -240,6 +240,49 @@ def test_null_stream_options_are_left_alone_where_usage_is_not_asked_for() -> No
 def test_the_modern_output_limit_is_said_in_the_old_way_too_for_ollama(members: bytes, expected: bytes) -> None:
     ask = ask_of(b'{"model":"x",' + members + b"}")
     assert upstream_body(ask, Edits(rename_max_tokens=True)) == b'{"model":"x",' + expected + b"}"
+
+
+@pytest.mark.parametrize(
+    ("members", "edits", "expected"),
+    [
+        # forced: the client's own is gone, whichever name it has
+        (b',"max_completion_tokens":900', {"force": {"max_tokens": 70}}, b',"max_tokens":70'),
+        (b',"max_tokens":900', {"force": {"max_completion_tokens": 70}}, b',"max_completion_tokens":70'),
+        (b',"max_tokens":900,"seed":1', {"force": {"max_tokens": 70}}, b',"max_tokens":70,"seed":1'),
+        (
+            b',"max_tokens":900',
+            {"force": {"max_completion_tokens": 70}, "rename_max_tokens": True},
+            b',"max_completion_tokens":70,"max_tokens":70',
+        ),
+        # a default: not beside the client's own, which OpenAI refuses
+        (b',"max_completion_tokens":9', {"set": {"max_tokens": 70}}, b',"max_completion_tokens":9'),
+        (
+            b',"max_completion_tokens":9',
+            {"set": {"max_tokens": 70}, "rename_max_tokens": True},
+            b',"max_completion_tokens":9,"max_tokens":9',
+        ),
+        (b',"max_tokens":9', {"set": {"max_completion_tokens": 70}}, b',"max_tokens":9'),
+        (b"", {"set": {"max_tokens": 70}}, b',"max_tokens":70'),
+        (b"", {"set": {"max_tokens": 70, "max_completion_tokens": 80}}, b',"max_tokens":70,"max_completion_tokens":80'),
+    ],
+)
+def test_a_limit_of_the_answer_is_the_routes_or_the_clients_by_whichever_name(members: bytes, edits: dict, expected: bytes) -> None:
+    assert upstream_body(ask_of(b'{"model":"x"' + members + b"}"), Edits(**edits)) == b'{"model":"x"' + expected + b"}"
+
+
+@pytest.mark.parametrize(
+    ("force", "drop", "expected"),
+    [
+        ({}, (), None),
+        ({"stream_options": {"include_obfuscation": False}}, (), None),
+        ({"stream_options": None}, (), None),
+        ({"stream_options": {"include_usage": True}}, (), True),
+        ({"stream_options": {"include_usage": False}}, (), False),
+        ({}, ("stream_options",), False),
+    ],
+)
+def test_a_route_may_say_itself_whether_streams_are_asked_for_usage(force: dict, drop: tuple, *, expected: bool | None) -> None:
+    assert route_asks_usage(force, drop) is expected
 
 
 @pytest.mark.parametrize("edits", [{"set": {"model": "y"}}, {"force": {"stream": True}}, {"drop": ("model",)}])
