@@ -107,8 +107,9 @@ def _create(desk: _Desk, args: argparse.Namespace) -> int:
         caller = new_key.caller(wish, now_us)
     except new_key.WishError as error:
         raise WrongUsage(str(error)) from error
-    if any(key.name == caller.name for key in desk.file_keys):
-        raise Failed(f"{caller.name!r} has a key in the configuration; take another name")
+    taken = new_key.taken(caller.name, desk.auth)
+    if taken is not None:
+        raise Failed(taken)
 
     async def here(keyring: Keyring) -> Any:
         secret, key = await keyring.create(caller)
@@ -207,6 +208,7 @@ class _Desk:
         self._config = config
         self._file = file
         self.lacking = lacking
+        self.auth = config.auth
         self.file_keys = config.auth.keys if config.auth is not None else ()
 
     def do(self, method: str, path: str, body: object, here: Callable[[Keyring], Awaitable[Any]]) -> Any:

@@ -19,7 +19,7 @@ from proxyd.flow.keyring import Keyring
 from proxyd.flow.memory import Memory
 from proxyd.flow.once import Once
 from proxyd.flow.runtime import Runtime, Snapshot
-from proxyd.rules import bearer
+from proxyd.rules import bearer, new_key
 from proxyd.rules.auth import ANONYMOUS, Keys, generate_dev_key
 from proxyd.rules.price import price_of, quoted
 from proxyd.rules.routes import RouteTable
@@ -60,6 +60,17 @@ def check(config: Config, listen: Sequence[str] | None, keyring: Keyring) -> Non
         )
     if reasons:
         raise RefusedError(reasons)
+
+
+def shared_names(config: Config, keyring: Keyring) -> list[str]:
+    """Callers who have a key in the database and are named in the file, too: a file that is edited later may bring them together."""
+    names = sorted({key.caller.name for key in keyring.live()})
+    return [
+        f"{name!r} has a live key in the database, too, with limits of its own, and what either asks for is one caller's: "
+        f"`proxyd keys revoke {name}`, or change the name in the file"
+        for name in names
+        if new_key.taken(name, config.auth) is not None
+    ]
 
 
 def quotes(config: Config) -> dict[str, Quote]:

@@ -78,7 +78,8 @@ class Reloader:
                 self._swap(fresh)
                 self.files = loaded.files
                 self.seen = {path: self.seen.get(path, state) for path, state in look(loaded.files).items()}
-                outcome = Reloaded(clock.now_us(), changes, warnings=tuple(str(warning) for warning in loaded.warnings))
+                shared = boot.shared_names(fresh.config, self.runtime.keyring)
+                outcome = Reloaded(clock.now_us(), changes, warnings=(*(str(warning) for warning in loaded.warnings), *shared))
             self._tell(outcome, cause)
             return outcome
 

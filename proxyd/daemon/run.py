@@ -179,6 +179,8 @@ class Daemon:
 
     async def _close(self) -> None:
         """Close in the order that loses nothing: clients, counting, connections, database."""
+        for warning in boot.shared_names(self.config, self._runtime.keyring):
+            log.warning("%s", warning)
         for chore in self._chores:
             chore.cancel()
         for port in self._ports:

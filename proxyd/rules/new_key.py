@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from proxyd.config import units
+from proxyd.config.issuers import name_of
 from proxyd.config.schema import Delivery
 from proxyd.model import TOKENS, Budget, Caller, Limits, Per
 from proxyd.rules.auth import delivery_of
@@ -16,6 +17,7 @@ from proxyd.rules.auth import delivery_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from proxyd.config.schema import Auth
     from proxyd.model import DeliveryDefaults
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,63}")
@@ -59,6 +61,25 @@ def name(given: object) -> str:
     if not isinstance(given, str) or not NAME.fullmatch(given):
         raise WishError("a name has 1 to 64 letters, digits and ._@:+- and begins with a letter or digit")
     return given
+
+
+def taken(wanted: str, auth: Auth | None) -> str | None:
+    """Say why the file leaves no room for a key of that name; None where it does."""
+    if in_file(wanted, auth):
+        return f"{wanted!r} has a key in the configuration; take another name"
+    if auth is not None and any(wanted.endswith(f"@{name_of(rule)}") for rule in auth.jwt):
+        return f"{wanted!r} is how a caller of an issuer under auth.jwt is called; take another name"
+    return None
+
+
+def in_file(wanted: str, auth: Auth | None) -> bool:
+    """Whether the file has a key of that name."""
+    return auth is not None and any(key.name == wanted for key in auth.keys)
+
+
+def refused(why: str, wanted: str, auth: Auth | None) -> str:
+    """Say why a caller's keys in the database stay as they are, and where else to look."""
+    return f"{why.rstrip('.')} in the database: the configuration has one, change it there." if in_file(wanted, auth) else why
 
 
 def models(given: object) -> tuple[str, ...]:

@@ -47,10 +47,10 @@ async def create(runtime: Runtime, down: Downstream, _argument: str) -> None:
         caller = new_key.caller(wish, runtime.clock.now_us())
     except new_key.WishError as error:
         raise ProxyError("invalid_request", f"{error}.") from None
-    auth = runtime.snapshot.config.auth
-    if auth is not None and any(key.name == caller.name for key in auth.keys):
-        raise ProxyError("conflict", f"{caller.name!r} has a key in the configuration; take another name.")
-    secret, key = await _done(runtime.keyring.create(caller))
+    taken = new_key.taken(caller.name, runtime.snapshot.config.auth)
+    if taken is not None:
+        raise ProxyError("conflict", f"{taken}.")
+    secret, key = await _done(runtime, caller.name, runtime.keyring.create(caller))
     _tell(down, {**document(key, runtime.clock.now_us()), "key": secret}, status=201)
 
 
@@ -61,23 +61,24 @@ async def change(runtime: Runtime, down: Downstream, argument: str) -> None:
     grace = (await asked(down)).get("grace", GRACE)
     if not isinstance(grace, int | float) or isinstance(grace, bool) or not 0 <= grace <= 366 * 86_400:
         raise ProxyError("invalid_request", "`grace` is a number of seconds, at most a year.", param="grace")
-    secret, key = await _done(runtime.keyring.rotate(argument.removesuffix(_ROTATE), grace))
+    name = argument.removesuffix(_ROTATE)
+    secret, key = await _done(runtime, name, runtime.keyring.rotate(name, grace))
     _tell(down, {**document(key, runtime.clock.now_us()), "key": secret}, status=201)
 
 
 async def revoke(runtime: Runtime, down: Downstream, name: str) -> None:
     """End a caller's live keys, or the one whose first characters are `prefix`; in effect at once."""
-    ended = await _done(runtime.keyring.revoke(name, down.query.get("prefix")))
+    ended = await _done(runtime, name, runtime.keyring.revoke(name, down.query.get("prefix")))
     now_us = runtime.clock.now_us()
     _tell(down, {"object": "list", "data": [document(key, now_us) for key in ended]})
 
 
-async def _done(change: Awaitable[T]) -> T:
+async def _done(runtime: Runtime, name: str, change: Awaitable[T]) -> T:
     """Map what the database says."""
     try:
         return await change
     except KeyRefusedError as error:
-        raise ProxyError("conflict", str(error)) from None
+        raise ProxyError("conflict", new_key.refused(str(error), name, runtime.snapshot.config.auth)) from None
     except StoreError as error:
         raise ProxyError("ledger_unavailable", f"The database cannot be written now: {error}", retry_after=2) from None
 

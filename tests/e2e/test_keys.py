@@ -36,7 +36,8 @@ def _config(origin, **more):
             "keys": [
                 {"name": "tester", "key": KEY, "default_model": "small"},
                 {"name": "past", "key": "past-key-0123456789", "expires": "2020-01-31"},
-            ]
+            ],
+            "jwt": [{"issuer": "http://127.0.0.1:9", "audience": "proxyd", "name": "acme"}],
         },
         **more,
     }
@@ -207,6 +208,9 @@ async def test_a_listing_shows_all_keys_and_no_secret(rig):
     [
         (("create", "two words"), 2, "letters, digits"),
         (("create", "tester"), 1, "in the configuration"),
+        (("create", "user_7@acme"), 1, "how a caller of an issuer"),
+        (("rotate", "tester"), 1, "the configuration has one, change it there"),
+        (("revoke", "tester"), 1, "the configuration has one, change it there"),
         (("create", "x", "--rpm", "0"), 2, "at least 1"),
         (("create", "x", "--tpm", "many"), 2, "1M, 200k"),
         (("create", "x", "--expires", "yesterday"), 2, "30d"),
@@ -304,3 +308,25 @@ async def test_beyond_loopback_the_operators_port_asks_for_an_admin_key(rig, tmp
     assert "admin key" in denied.stderr
     assert (await asyncio.to_thread(lambda: proxyd(daemon, "keys", "list", PROXYD_ADMIN_KEY=admin))).returncode == 0
     daemon.stop()
+
+
+async def test_a_file_that_brings_two_callers_together_is_warned_of(rig, tmp_path):
+    config = settings(**_config(rig.origin))
+    daemon = Daemon(tmp_path, config).start()
+    try:
+        for name in ("alone", "phone", "user_7@later"):
+            assert proxyd(daemon, "keys", "create", name).returncode == 0
+        config["auth"]["keys"].append({"name": "phone", "key": "phone-key-0123456789"})
+        config["auth"]["jwt"][0]["name"] = "later"
+        daemon.write(config)
+        done = await asyncio.to_thread(proxyd, daemon, "reload")
+        assert done.returncode == 0, done
+        daemon.stop()
+        for text in (done.stdout + done.stderr, daemon.log):
+            assert "'phone' has a live key in the database, too" in text
+            assert "'user_7@later' has a live key in the database, too" in text
+            assert "'alone'" not in text
+        daemon.start().stop()
+        assert "`proxyd keys revoke phone`" in daemon.log
+    finally:
+        daemon.child.end()
