@@ -45,6 +45,8 @@ class Answer:
         self._waiter: asyncio.Future[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
         self.call: Call | None = None
+        self.asked_size = 0
+        """Bytes that the upstream was sent: with the history of a conversation, and decompressed."""
         # The answer
         self.status = 0
         self.headers = headers.Fields(())
@@ -222,7 +224,7 @@ class Answer:
         reading = self.meter.read()
         usage, source = reading.usage, Source.UPSTREAM
         if usage is None:
-            prompt, completion = row.bytes_in // 4, len(self.meter.produced()) // 4
+            prompt, completion = -(-self.asked_size // 4), -(-len(self.meter.produced()) // 4)  # rather too many than none
             usage, source = Usage(prompt, completion, prompt + completion), Source.ESTIMATED
         return replace(row, usage=usage, tokens_source=source, upstream_model=reading.model or row.upstream_model)
 

@@ -169,6 +169,7 @@ async def _attempt(ex: Exchange, runtime: Runtime, target: Target, *, fresh: boo
     # One that others may join keeps its usage event: each of them is given it or not. One of protobuf always ends with it.
     strip, note = (False, unasked or ask.wants_usage) if ex.broadcast is not None else (unasked and not ex.tells_usage, False)
     answer = ex.answer = Answer(runtime.clock, ask.endpoint, streamed=ask.stream, strip_usage=strip, note_usage=note)
+    answer.asked_size = len(body)
     answer.call = await ex.snapshot.doors[target.upstream].call(ask.endpoint, target.model, ex.headers, body, answer, fresh=fresh)
     await _first_word(answer, spec.timeouts.first_byte, ex.snapshot.config.streams.ping)
     return await _judge(answer, spec.api_key, runtime)

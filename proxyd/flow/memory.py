@@ -45,6 +45,7 @@ class Memory:
         self.store = store
         self._turns: dict[tuple[str, str], str] = {}
         """The request id of the turn that runs in a conversation."""
+        store.busy = self._turns.keys()
         self._written: dict[tuple[str, str], asyncio.Future[None]] = {}
         """Turns that are on their way to the disk."""
 

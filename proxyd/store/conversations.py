@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Collection
 
     from proxyd.store.db import Database
 
@@ -62,7 +64,14 @@ _CUT = "DELETE FROM messages WHERE conversation = ? AND position >= ?"
 _ADD = "INSERT INTO messages (conversation, position, body, request_id, created_at) VALUES (?, ?, ?, ?, ?)"
 _GROW = "UPDATE conversations SET model = ?, settings = ?, length = ?, version = version + 1, request_id = ?, updated_at = ? WHERE id = ?"
 _DELETE = "DELETE FROM conversations WHERE caller = ? AND name = ?"
-_EXPIRED = "DELETE FROM conversations WHERE id IN (SELECT id FROM conversations WHERE updated_at < ? ORDER BY updated_at LIMIT ?)"
+_EXPIRED = """
+DELETE FROM conversations WHERE id IN (
+    SELECT id FROM conversations WHERE updated_at < ? AND NOT EXISTS (
+        SELECT 1 FROM json_each(?) AS busy WHERE json_extract(busy.value, '$[0]') = caller AND json_extract(busy.value, '$[1]') = name
+    )
+    ORDER BY updated_at LIMIT ?
+)
+"""
 LATEST = 2**63 - 1
 
 
@@ -71,6 +80,8 @@ class Conversations:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self.busy: Collection[tuple[str, str]] = ()
+        """Caller and name of those in which a turn runs: they are in use, however long ago the last one was."""
 
     async def load(self, caller: str, name: str) -> Stored | None:
         """A caller's conversation with its messages; None where there is none. Raises StoreError."""
@@ -120,9 +131,13 @@ class Conversations:
     async def prune(self, before_us: int) -> int:
         """Delete those that were last used before a moment, a few at a time. Returns how many. Raises StoreError."""
         deleted = 0
-        while step := await self._db.submit(lambda connection: connection.execute(_EXPIRED, (before_us, PRUNE_ROWS)).rowcount):
+        while step := await self._step(before_us):
             deleted += step
         return deleted
+
+    def _step(self, before_us: int) -> asyncio.Future[int]:
+        busy = json.dumps(list(self.busy))
+        return self._db.submit(lambda connection: connection.execute(_EXPIRED, (before_us, busy, PRUNE_ROWS)).rowcount)
 
 
 def _keep(connection: sqlite3.Connection, turn: Turn, *, version: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from proxyd.client import Client, Settings
 from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.proto import name_text
-from tests.e2e.client import Visit, ask, request
+from tests.e2e.client import Visit, ask, becomes, request
 from tests.e2e.conftest import at, rigged
 from tests.e2e.once import KEYS, MODELS, OTHER, PATH
 from tests.e2e.test_protobuf import KIND, text_of
@@ -327,3 +327,42 @@ async def test_an_error_in_protobuf_names_the_conversation(rig):
     answer = await visit.rest()
     assert (answer.status, pb.Error.FromString(answer.body).code) == (404, "conversation_not_found")
     await visit.leave()
+
+
+async def test_a_turn_is_not_lost_though_its_conversation_was_old_enough_to_go(launch, origin):
+    config = {
+        "upstreams": {"origin": at(origin)},
+        "models": MODELS,
+        "storage": {"url": "sqlite:///proxyd.db", "retain": {"conversations": "1s"}},
+    }
+    daemon = launch(**config)
+    gate = Gate()
+    origin.on("late", stream(delta("So "), gate, delta("late.", finish="stop"), usage_event(1, 2), DONE))
+    name = (await ask(daemon.url, "/v1/conversations", {"messages": [{"role": "user", "content": "Hi"}]})).json()["conversation_id"]
+    visit = await (await Visit.open(daemon.url)).post(PATH, {"conversation_id": name, "message": "Late?", "model": "late", "stream": True})
+    await visit.head()
+    await asyncio.sleep(1.2)
+    assert (await ask(daemon.ops, "/db/prune", {})).status == 200
+    gate.open()
+    assert (await visit.rest()).whole
+    await visit.leave()
+    found = (await ask(daemon.url, f"/v1/conversations/{name}", method="GET")).json()
+    assert [one["content"] for one in found["messages"]] == ["Hi", "Late?", "So late."]
+
+
+async def test_what_a_crash_leaves_of_a_turn_counts_the_history_that_the_upstream_read(launch, origin):
+    daemon = launch(upstreams={"origin": at(origin)}, models=MODELS)
+    gate = Gate()
+    origin.on("lost", stream(delta("a"), gate, DONE))
+    said = [{"role": "user", "content": "many words " * 100}]
+    name = (await ask(daemon.url, "/v1/conversations", {"messages": said})).json()["conversation_id"]
+    visit = await (await Visit.open(daemon.url)).post(PATH, {"conversation_id": name, "message": "?", "model": "lost", "stream": True})
+    await visit.head()
+    await visit.until(b'"a"')
+    await becomes(lambda: daemon.rows("lost")[0]["completion_tokens"])
+    daemon.kill()
+    await visit.leave()
+    daemon.start()
+    (row,) = daemon.rows("lost")
+    assert (row["state"], row["tokens_source"], row["completion_tokens"]) == ("interrupted", "estimated", 1)
+    assert 200 < row["prompt_tokens"] < 400

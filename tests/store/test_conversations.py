@@ -74,3 +74,16 @@ async def test_old_ones_are_pruned_with_their_messages(store):
     rows = await store._db.read(lambda connection: connection.execute("SELECT count(*) FROM messages").fetchone()[0])
     assert rows == 10
     assert not await store.create(replace(FIRST, name="n29"))
+
+
+async def test_one_in_which_a_turn_runs_is_in_use_however_old_it_is(store):
+    for caller in ("laptop", 'o"\u2028é'):
+        await store.create(replace(FIRST, caller=caller, name="n"))
+        await store.create(replace(FIRST, caller=caller, name="m"))
+    store.busy = {("laptop", "n"), ('o"\u2028é', "m")}
+    assert await store.prune(LATEST) == 2
+    await store.keep(replace(FIRST, version=1, base=2, request_id="r2"))
+    assert (await store.load("laptop", "n")).length == 4
+    assert await store.load('o"\u2028é', "m") is not None
+    store.busy = ()
+    assert await store.prune(LATEST) == 2
