@@ -136,6 +136,9 @@ class _Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong on one line."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = message.removeprefix("unrecognized arguments: ")
+        if wrong != message and wrong.endswith((".yaml", ".yml")) and " " not in wrong:
+            message += f"; write -c {wrong}"
         self.exit(WRONG_USAGE, f"proxyd: {message} (see {self.prog} --help)\n")
 
 
@@ -153,7 +156,11 @@ def _run(argv: Sequence[str]) -> int:
     if not argv:
         parser.print_help(sys.stderr)
         return WRONG_USAGE
+    if argv[0] in {"help", "version"}:  # what other programs have as commands
+        argv = [*argv[1:2], "--help"] if argv[0] == "help" else ["--version"]
     name = argv[0]
+    if name.startswith(("-c", "--config")):
+        parser.error("-c stands behind a command, as in proxyd check -c FILE")
     if name.startswith("-"):
         parser.parse_args(argv)
         parser.error("a command comes first")

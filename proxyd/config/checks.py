@@ -13,7 +13,7 @@ from proxyd.config.issuers import check_issuers
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
 from proxyd.config.patterns import covers
-from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
+from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Strategy, Upstream
 from proxyd.config.tree import Scalar, shown
 from proxyd.config.units import moment
 from proxyd.config.zones import zone
@@ -48,9 +48,23 @@ def warnings(draft: Draft) -> Iterable[Mistake]:
     for name in draft.values["upstreams"]:
         if name not in used:
             yield draft.noted(draft.keys["upstreams", name], f"no model uses the upstream {shown(name)}")
+    yield from _slips(draft)
     if draft.values["environment"] is not Environment.TEST:
         for path in draft.literal:
             yield draft.noted(path, f"{path[-1]!r} stands in the file itself; write ${{VAR}} and keep it out of the file")
+
+
+def _slips(draft: Draft) -> Iterable[Mistake]:
+    """Yield what can be meant, and seldom is."""
+    for name, upstream in draft.values["upstreams"].items():
+        if upstream.kind is Kind.OPENAI and upstream.base_url is not None and urlsplit(upstream.base_url).path in ("", "/"):
+            at: Path = ("upstreams", name, "base_url")
+            yield draft.noted(at, "'base_url' has no path; most servers that speak like OpenAI are asked under /v1")
+    for name, route in draft.values["models"].items():
+        if route.strategy is not Strategy.WEIGHTED:
+            for path, target in draft.items(("models", name, "upstreams"), route.upstreams):
+                if target.weight != 1:
+                    yield draft.noted((*path, "weight"), "'weight' counts only with strategy: weighted")
 
 
 def _upstreams(draft: Draft) -> None:
@@ -71,7 +85,13 @@ def _upstreams(draft: Draft) -> None:
             draft.mistake(draft.keys[path], f"the kind {upstream.kind} needs a 'base_url'")
         if upstream.api_key is not None and not _VISIBLE.fullmatch(upstream.api_key):
             draft.mistake((*path, "api_key"), "'api_key' cannot go into a header: only visible ASCII characters can")
+        _ollama(draft, path, upstream)
         _azure(draft, path, upstream)
+
+
+def _ollama(draft: Draft, path: Path, upstream: Upstream) -> None:
+    if upstream.kind is Kind.OLLAMA and upstream.base_url is not None and upstream.base_url.rstrip("/").endswith("/api"):
+        draft.mistake((*path, "base_url"), "'base_url' ends with /api; it is asked by its /v1, so leave that away")
 
 
 def _address(draft: Draft, path: Path, text: str) -> bool:
@@ -135,7 +155,7 @@ def _routes(draft: Draft) -> None:
                 where = (*at, "upstream")
                 draft.mistake(where, f"no upstream is called {draft.written(where)}{meant(target.upstream, upstreams)}")
         _price(draft, (*path, "price"), route.price)
-        _prefix(draft, (*path, "strip_prefix"), name, route.strip_prefix)
+        _prefix(draft, (*path, "strip_prefix"), name, route)
         for at, condition in draft.items((*path, "retry", "on"), route.retry.on):
             _retry(draft, at, condition)
         _edits(draft, path, route)
@@ -178,8 +198,11 @@ def _price(draft: Draft, path: Path, price: Price | None) -> None:
         draft.mistake(path, "the price has neither 'input' nor 'output'; write at least one, 0 for what is free")
 
 
-def _prefix(draft: Draft, path: Path, name: str, prefix: str | None) -> None:
-    if prefix is not None and not name.startswith(prefix):
+def _prefix(draft: Draft, path: Path, name: str, route: Model) -> None:
+    prefix = route.strip_prefix
+    if prefix is not None and route.upstreams and all(target.model is not None for target in route.upstreams):
+        draft.mistake(path, "'strip_prefix' has nothing to do: every upstream of the route has a 'model' of its own")
+    elif prefix is not None and not name.startswith(prefix):
         draft.mistake(path, f"{shown(name)} does not begin with {draft.written(path)}")
     elif prefix == name:
         draft.mistake(path, f"nothing is left of {shown(name)} without it")
@@ -241,6 +264,7 @@ def _keys(draft: Draft) -> None:
         if not key.models and (*path, "models") not in draft.kept:
             draft.mistake((*path, "models"), f'{name} may use no model; write ["*"] for all, or remove the key')
         _usable(draft, (*path, "models"), key.models, routes)
+        _default(draft, (*path, "default_model"), key.default_model, routes)
     for path, rule in draft.items(("auth", "jwt"), auth.jwt):
         _usable(draft, (*path, "models"), rule.models, routes)
         _one_unit(draft, (*path, "budget"), rule.budget)
@@ -256,6 +280,16 @@ def _usable(draft: Draft, path: Path, patterns: tuple[str, ...], routes: list[st
     for at, pattern in draft.items(path, patterns):
         if _pattern(draft, at, pattern) and routes and not any(covers(pattern, route) or covers(route, pattern) for route in routes):
             draft.mistake(at, f"no model is called {draft.written(at)}{meant(pattern, routes)}")
+
+
+def _default(draft: Draft, path: Path, name: str | None, routes: list[str]) -> None:
+    """Check what a request without a model means."""
+    if name is None:
+        return
+    if "*" in name:
+        draft.mistake(path, f"{draft.written(path)} is a pattern; name one model")
+    elif routes and not any(covers(route, name) for route in routes):
+        draft.mistake(path, f"no model is called {draft.written(path)}{meant(name, routes)}")
 
 
 def _expiry(draft: Draft, path: Path, text: str | None) -> None:

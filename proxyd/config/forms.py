@@ -12,6 +12,9 @@ from proxyd.config.tree import Broken, Items, Mapping, Node, Scalar
 ROUTE_KEYS = ("upstream", "model")
 """Keys that a route has as written, and `schema.Model` has not."""
 
+FORMS = ("upstreams", *ROUTE_KEYS)
+"""Keys of which each form has its own."""
+
 
 class WrongForm(ValueError):  # noqa: N818 - it is a verdict on a form
     """Neither short nor long: the message says what to write, `at` is where."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from msgspec import inspect
+from msgspec.structs import replace
 
 from proxyd.config import units
-from proxyd.config.forms import ROUTE_KEYS, WrongForm, long_route, long_target
+from proxyd.config.forms import FORMS, ROUTE_KEYS, WrongForm, long_route, long_target
 from proxyd.config.mistakes import Mistake, meant
 from proxyd.config.not_built import NOT_BUILT, NOT_BUILT_VALUES, told
 from proxyd.config.schema import Auth, Model, Target
@@ -35,6 +36,8 @@ BROKEN = object()
 """The value of what could not be read."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MEANT_AS_VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\(\w+\)|\{\{.*\}\}|%\w+%|env:\w+", re.ASCII)
+"""How shells, templates and other programs write what stands for a secret: taken for the secret itself, it is one that all can guess."""
 _WRITTEN_OUT: dict[type, Callable[[Node], Node]] = {Model: long_route, Target: long_target}
 
 
@@ -148,6 +151,8 @@ class _Reader:
                 node = _WRITTEN_OUT[struct](node)
             except WrongForm as wrong:
                 self.draft.mistake(wrong.at, str(wrong))
+                if isinstance(node, Mapping):  # for the mistakes in what else it says
+                    self.fields(replace(node, entries=tuple(each for each in node.entries if each[0].text not in FORMS)), shape, path)
                 return BROKEN
         if not isinstance(node, Mapping):
             hint = "; write its keys, or none to let everybody in" if struct is Auth else ""
@@ -225,6 +230,9 @@ class _Reader:
             return None
         if isinstance(shape.core, inspect.StrType):
             if shape.secret and not expanded:
+                if _MEANT_AS_VARIABLE.fullmatch(text):
+                    self.draft.mistake(node, f"{_label(path)} would be these very characters; a variable is written ${{NAME}}")
+                    return BROKEN
                 self.draft.literal.append(path)
             return self._text(node, text, path)
         try:

@@ -60,7 +60,8 @@ Node: TypeAlias = Scalar | Items | Mapping | Broken
 # YAML 1.2 section 5.1, c-printable: what may stand in a file; and no lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _HINTS = {
-    "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
+    "found character that cannot start any token": "no value begins with this character; put it in quotes",
+    "did not find expected alphabetic or numeric character": "a name that begins with * or & stands in quotes",
     "mapping values are not allowed in this context": "a ':' is not expected here; check the indentation, or quote the value",
     "did not find expected key": "the indentation does not match, or a quote or bracket is missing",
     "found unexpected end of stream": "a quote that is opened here is never closed",
@@ -86,7 +87,7 @@ def grow(text: str, file: str) -> tuple[Node | None, list[Mistake]]:
             if not gardener.take(event):
                 return None, gardener.mistakes
     except yaml.MarkedYAMLError as error:
-        return None, [*gardener.mistakes, _not_yaml(error, file)]
+        return None, [*gardener.mistakes, _not_yaml(error, text, file)]
     except yaml.YAMLError:
         return None, [*gardener.mistakes, Mistake(file, 1, 1, "not YAML")]
     return gardener.root, gardener.mistakes
@@ -189,12 +190,19 @@ def _place(event: yaml.Event) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
 
 
-def _not_yaml(error: yaml.MarkedYAMLError, file: str) -> Mistake:
+def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> Mistake:
     """Say libyaml's complaint in words, where it began: an unclosed quote is only noticed at the end of the file."""
     problem = error.problem or "cannot be read"
     mark = error.problem_mark or error.context_mark
     if problem == "found unexpected end of stream" and error.context_mark is not None:
         mark = error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+    lines = text.split("\n")
+    around = lines[line - 1][max(0, column - 2) : column] if line <= len(lines) else ""
     hint = _HINTS.get(problem)
+    if around.endswith("\t"):
+        hint = "a tab cannot indent; use spaces"
+    elif around == "${" and problem.startswith("did not find expected ','"):
+        closing = problem[-2]
+        hint = f"a ',' or '{closing}' is missing; inside of {'{ }' if closing == '}' else '[ ]'} a ${{…}} stands in quotes"
     return Mistake(file, line, column, f"not YAML: {hint or problem}")

@@ -90,7 +90,9 @@ def test_an_interrupt_ends_quietly(command, capsys):
         (["chek"], "proxyd: no such command: 'chek'; did you mean 'check'? (see proxyd --help)\n"),
         (["check", "--nope"], "proxyd: unrecognized arguments: --nope (see proxyd check --help)\n"),
         (["--nope"], "proxyd: unrecognized arguments: --nope (see proxyd --help)\n"),
-        (["-c", "x"], "proxyd: unrecognized arguments: -c x (see proxyd --help)\n"),
+        (["-c", "x"], "proxyd: -c stands behind a command, as in proxyd check -c FILE (see proxyd --help)\n"),
+        (["--config=x", "check"], "proxyd: -c stands behind a command, as in proxyd check -c FILE (see proxyd --help)\n"),
+        (["check", "x.yaml"], "proxyd: unrecognized arguments: x.yaml; write -c x.yaml (see proxyd check --help)\n"),
         (["check", "-c"], "proxyd: argument -c/--config: expected one argument (see proxyd check --help)\n"),
     ],
 )
@@ -98,6 +100,15 @@ def test_wrong_usage_is_one_line_and_exits_2(command, capsys, argv, line):
     command(lambda _args: 0)
     assert cli.main(argv) == 2
     assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(("argv", "same"), [(["help"], ["--help"]), (["help", "check"], ["check", "--help"]), (["version"], ["--version"])])
+def test_words_that_other_programs_take_for_options_are_understood(capsys, argv, same):
+    assert cli.main(argv) == 0
+    told = capsys.readouterr()
+    assert cli.main(same) == 0
+    assert told == capsys.readouterr()
+    assert told.out
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,11 @@ MISTAKES = [
     ("", ["1:1: the file is empty; it begins with 'upstreams:' and 'models:'"]),
     ("a: 'b\nc: d\n", ["1:4: not YAML: a quote that is opened here is never closed"]),
     ("a: b: c\n", ["1:5: not YAML: a ':' is not expected here; check the indentation, or quote the value"]),
+    ("a:\n\tb: c\n", ["2:1: not YAML: a tab cannot indent; use spaces"]),
+    ("a: @b\n", ["1:4: not YAML: no value begins with this character; put it in quotes"]),
+    ("models:\n  *: b\n", ["2:4: not YAML: a name that begins with * or & stands in quotes"]),
+    ("a: {b: c, d: ${E}}\n", ["1:15: not YAML: a ',' or '}' is missing; inside of { } a ${…} stands in quotes"]),
+    ("a: [${E}]\n", ["1:6: not YAML: a ',' or ']' is missing; inside of [ ] a ${…} stands in quotes"]),
     ("a: \x07\n", ["1:4: the character U+0007 is not allowed in YAML"]),
     # names that lead nowhere
     (BASE + "  x: olama\n", ["7:6: no upstream is called 'olama'; did you mean 'ollama'?"]),
@@ -199,7 +204,30 @@ MISTAKES = [
     (BASE + "  x: {upstreams: []}\n", ["7:18: the route names no upstream"]),
     (BASE + "  x: {upstreams: ollama}\n", ["7:18: 'upstreams' is a list: [a, b]; for a single one write 'upstream'"]),
     (BASE + "  x: {}\n", ["7:6: the route has no 'upstream' (or 'upstreams')"]),
+    (
+        BASE + "  x: {upstrem: ollama, retry: {attemps: 2}}\n",
+        [
+            "7:6: the route has no 'upstream' (or 'upstreams')",
+            "7:7: unknown key 'upstrem'; did you mean 'upstream'?",
+            "7:32: unknown key 'attemps'; did you mean 'attempts'?",
+        ],
+    ),
+    (
+        BASE + "  x: {upstream: ollama, upstreams: [openai], strateggy: weighted}\n",
+        [
+            "7:25: 'upstream' and 'upstreams' exclude each other; write one of them",
+            "7:46: unknown key 'strateggy'; did you mean 'strategy'?",
+        ],
+    ),
+    (
+        BASE + "  x/*: {upstream: ollama, model: y, strip_prefix: x/}\n",
+        ["7:51: 'strip_prefix' has nothing to do: every upstream of the route has a 'model' of its own"],
+    ),
     # upstreams
+    (
+        BASE.replace("{kind: ollama}", "{kind: ollama, base_url: 'http://h:11434/api'}"),
+        ["2:36: 'base_url' ends with /api; it is asked by its /v1, so leave that away"],
+    ),
     (BASE.replace("https://api", "ftp://api"), ["3:36: 'base_url' must begin with http:// or https://"]),
     (BASE.replace("https://api", "https://me:pw@api"), ["3:36: 'base_url' must hold no user or password; write 'api_key'"]),
     (BASE.replace("/v1,", "/v1?a=b,"), ["3:36: 'base_url' must have no query and no fragment"]),
@@ -259,7 +287,17 @@ MISTAKES = [
         BASE + "storage: {url: proxyd.db}\n",
         ["7:16: 'url' is not a database; write sqlite:///proxyd.db or, with four slashes, sqlite:////var/lib/proxyd/proxyd.db"],
     ),
+    (
+        BASE + "auth: {keys: [{name: a, key: k, default_model: lama3.2}]}\n",
+        ["7:48: no model is called 'lama3.2'; did you mean 'llama3.2'?"],
+    ),
+    (BASE + "auth: {keys: [{name: a, key: k, default_model: hf/*}]}\n", ["7:48: 'hf/*' is a pattern; name one model"]),
     # references
+    *(
+        (BASE.replace('"${KEY}"', f'"{form}"'), ["3:73: 'api_key' would be these very characters; a variable is written ${NAME}"])
+        for form in ("$OPENAI_API_KEY", "$(OPENAI_API_KEY)", "{{ OPENAI_API_KEY }}", "%OPENAI_API_KEY%", "env:OPENAI_API_KEY")
+    ),
+    (BASE + "auth: {keys: [{name: a, key: $LAPTOP_KEY}]}\n", ["7:30: 'key' would be these very characters; a variable is written ${NAME}"]),
     (BASE + "listen: ${NOPE}\n", ["7:9: the variable NOPE is not set; set it, or write it into the .env beside the file"]),
     (BASE + "listen: ${KEEY}\n", ["7:9: the variable KEEY is not set; did you mean 'KEY'?"]),
     (BASE + "listen: ${file:/x}\n", ["7:9: /x cannot be read: No such file or directory"]),
@@ -396,6 +434,24 @@ def test_a_literal_key_and_an_idle_upstream_are_warned_of():
     ]
     idle = examine(BASE.replace('"hf/*": openai', "x: ollama"), filename="c.yaml", secrets=secrets())
     assert [str(warning) for warning in idle.warnings] == ["c.yaml:3:3: no model uses the upstream 'openai'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            BASE.replace("https://api.example.com/v1", "https://api.example.com"),
+            "3:36: 'base_url' has no path; most servers that speak like OpenAI are asked under /v1",
+        ),
+        (
+            BASE + "  x: {upstreams: [ollama, {upstream: openai, weight: 3}]}\n",
+            "7:54: 'weight' counts only with strategy: weighted",
+        ),
+    ],
+)
+def test_what_is_likely_a_slip_is_warned_of(text, warning):
+    loaded = examine(text, filename="c.yaml", secrets=secrets())
+    assert [str(each) for each in loaded.warnings] == [f"c.yaml:{warning}"]
 
 
 def test_a_file_is_read_with_its_env_and_its_secret_files(tmp_path):
