@@ -112,6 +112,8 @@ def test_values_are_written_as_people_do():
         "1:2:3",
         "1_000",
         ".5",
+        ".0_",
+        "1_0.5e+3",
         "5.",
         ".inf",
         "-.Inf",
