@@ -130,6 +130,8 @@ class ProxyError(Exception):
         self.allow = allow
         self.advice: bool | None = None
         """What an upstream told its client's SDK by `x-should-retry`; it goes on to the client. None: `retry` tells."""
+        self.inside = False
+        """An upstream said it inside an answer that had begun well."""
         self.upstream_id: str | None = None
         """The upstream's own id of the exchange, where it was one's answer that failed."""
 

@@ -225,7 +225,9 @@ class Running:
         if found.caller != caller:
             raise forbidden()
         if found.state == ClaimState.BROKEN:
-            raise ProxyError("stream_gone", "This stream broke off. Repeat its request to run it anew.")
+            raise ProxyError(
+                "stream_gone", "This stream broke off. Repeat its request to run it anew; where its key is refused, under a new one."
+            )
         return _again(found) if found.state == ClaimState.DONE else None
 
     def write(self, ex: Exchange, runtime: Runtime) -> asyncio.Future[None] | None:

@@ -85,6 +85,8 @@ def _tell(ex: Exchange, runtime: Runtime, failed: list[retry.Attempt], *, again:
 
 def _why(error: ProxyError) -> str:
     """What the operator should know of a failure. An upstream's own words are not it: they may quote the prompt, or a key."""
+    if error.inside:
+        return "the upstream's answer began with an error"
     if error.body is not None:
         return f"the upstream answered with status {error.status}"
     cause = error.__cause__

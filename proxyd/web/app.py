@@ -119,6 +119,8 @@ class App:
 
     shares = True
     """Web pages may be let in, where the file says so."""
+    elsewhere = "proxyd's endpoints begin with /v1/; /docs shows them all."
+    """What is said to who asks for a path that is not there."""
 
     def __init__(self, runtime: Runtime, endpoints: tuple[Row, ...] = ENDPOINTS) -> None:
         self._runtime = runtime
@@ -217,4 +219,4 @@ class App:
         if allowed:
             allowed += ["HEAD"] if "GET" in allowed else []
             raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
-        raise ProxyError("not_found", "There is nothing at this path. proxyd's endpoints begin with /v1/.")
+        raise ProxyError("not_found", f"There is nothing at this path. {self.elsewhere}")

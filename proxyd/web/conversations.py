@@ -96,7 +96,7 @@ async def listed(runtime: Runtime, down: Downstream, _argument: str) -> None:
     most = _limit(down.query)
     before = (LATEST, "")
     if after := down.query.get("after"):
-        last = await runtime.memory.load(caller.name, conversation_name(after))
+        last = await runtime.memory.load(caller.name, conversation_name(after, "after"))
         if last is None:
             raise not_found()
         before = (last.updated_at, last.name)

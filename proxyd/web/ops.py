@@ -107,6 +107,8 @@ OPEN = frozenset({"/health", "/ready"})
 class OpsApp(App):
     """Serves the operator's port. `guarded`: other machines reach it, so whoever asks must have an admin key."""
 
+    elsewhere = "This is the operator's port, with /metrics and the like; clients call the other one (`listen`)."
+
     def __init__(self, runtime: Runtime, host: str, *, guarded: bool) -> None:
         super().__init__(runtime, OPS)
         self._guarded = guarded

@@ -97,8 +97,11 @@ def in_band(fault: Fault | None, secret: str | None) -> ProxyError:
     # vLLM, llama.cpp and TGI put an HTTP status there
     status = int(fault.code) if fault.code.isascii() and fault.code.isdigit() and len(fault.code) == 3 else None
     if status is not None and 400 <= status < 500 and status not in {401, 403, 408, 409, 429}:
-        return _own("upstream_refused", message, status, said, b"", retry=False)
-    return _own("upstream_error", message, 429 if status == 429 else 502, said, b"", retry=True)
+        error = _own("upstream_refused", message, status, said, b"", retry=False)
+    else:
+        error = _own("upstream_error", message, 429 if status == 429 else 502, said, b"", retry=True)
+    error.inside = True
+    return error
 
 
 def _own(code: str, message: str, status: int, said: dict[str, Any], body: bytes, *, retry: bool) -> ProxyError:

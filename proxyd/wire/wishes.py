@@ -83,14 +83,14 @@ def nameless_turn(asked: Asked) -> str | None:
     return None if found.conversation_id is None else conversation_name(found.conversation_id)
 
 
-def conversation_name(text: str) -> str:
+def conversation_name(text: str, param: str = "conversation_id") -> str:
     """Read a `conversation_id`: `c_` and base64url of 8 to 16 bytes. Raises ProxyError invalid_request."""
     try:
         if text.startswith("c_"):
             return name_text(name_bytes(text[2:]))
     except ProxyError:
         pass
-    raise ProxyError("invalid_request", "`conversation_id` is `c_` and base64url of 8 to 16 bytes.", param="conversation_id")
+    raise ProxyError("invalid_request", f"`{param}` is `c_` and base64url of 8 to 16 bytes.", param=param)
 
 
 def from_protobuf(endpoint: Endpoint, data: bytes) -> Asked:

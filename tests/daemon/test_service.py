@@ -263,6 +263,8 @@ async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
     origin.on("full", whole(b'{"error": "no"}', status=422))
     daemon = start(service(origin))
     assert (await ask(daemon.url, "/metrics", method="GET")).status == 404
+    clients = await ask(daemon.ops, "/v1/models", method="GET")
+    assert (clients.status, "the operator's port" in clients.error()["message"]) == (404, True)
     assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
     assert (await ask(daemon.url, PATH, chat("m"), idempotency_key="k")).status == 200
     assert (await send(daemon.url, raw("POST", PATH, b"{}", {"authorization": ""}))).status == 401

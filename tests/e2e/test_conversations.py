@@ -231,6 +231,8 @@ async def test_they_are_listed_page_by_page_exported_and_deleted(rig):
         after = f"&after={found[-1]}"
     assert found[:5] == names[::-1]
     assert len(found) == len(set(found))
+    nowhere = await ask(rig.url, "/v1/conversations?after=nowhere", method="GET")
+    assert (nowhere.status, nowhere.error()["param"]) == (400, "after")
     lines = (await look(rig, "export")).body.splitlines()
     assert [json.loads(line)["conversation_id"] for line in lines] == found
     one = await look(rig, names[0], "/export")

@@ -151,6 +151,14 @@ async def test_the_second_upstream_answers_when_the_first_fails_before_a_byte(pa
     assert rows[0]["error"] is not None
     assert [seen.header("authorization") for seen in pair.asked(pair.one)] == ["Bearer key-of-one"]
     assert [seen.header("authorization") for seen in pair.asked(pair.two)] == ["Bearer key-of-two"]
+    (told,) = await attempts_told(pair.rig, rows[0]["request_id"])
+    assert ("answered with status" in told["msg"]) == failure.isdigit()  # an error inside a 200 is not told as a status
+
+
+async def attempts_told(rig: Rig, request_id: str) -> list[dict]:
+    """What the log says of the failed attempts of an exchange."""
+    marks = ("an attempt failed", request_id)
+    return await becomes(lambda: [json.loads(line) for line in rig.daemon.log.splitlines() if all(mark in line for mark in marks)])
 
 
 async def test_the_second_upstream_answers_when_nobody_listens_at_the_first(rig):
@@ -158,8 +166,7 @@ async def test_the_second_upstream_answers_when_nobody_listens_at_the_first(rig)
     assert (await ask(rig.url, PATH, chat("first-dead"))).body == completion("fine")
     rows = rig.daemon.settled("first-dead", 2)
     assert [(row["upstream"], row["error"]) for row in rows] == [("dead", "upstream_connect"), ("lone-0", None)]
-    marks = ("an attempt failed", rows[0]["request_id"])
-    told = await becomes(lambda: [json.loads(line) for line in rig.daemon.log.splitlines() if all(mark in line for mark in marks)])
+    told = await attempts_told(rig, rows[0]["request_id"])
     assert [(line["level"], line["upstream"], line["error"]) for line in told] == [("warning", "dead", "upstream_connect")]
     assert "The upstream could not be connected to. ConnectionRefusedError: " in told[0]["msg"]
 
