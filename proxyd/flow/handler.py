@@ -26,6 +26,7 @@ from proxyd.wire.faults import error_event
 from proxyd.wire.headers import upstream_request_id
 
 if TYPE_CHECKING:
+    from proxyd.flow.answer import Answer
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.runtime import Runtime
     from proxyd.model import Endpoint
@@ -106,9 +107,9 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             break_off(down, runtime.cut)
             raise
         ex.client_left = True
-        if ex.row is not None and ex.answer is not None and ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None:
+        if ex.row is not None and ex.answer is not None and _reads_on(ex, ex.answer):
             drained = True
-            runtime.spawn(unheard(ex, ex.answer, runtime))  # reads on for exact usage, then settles
+            runtime.spawn(_drain(ex, ex.answer, runtime))
         elif ex.broadcast is not None:
             break_off(ex.broadcast, ProxyError("client_gone", "This exchange was stopped."))
         raise
@@ -122,6 +123,20 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             if ex.answer is not None:
                 ex.answer.close()  # closing is what stops an upstream that still generates
             _leave(ex, runtime)
+
+
+def _reads_on(ex: Exchange, answer: Answer) -> bool:
+    """Whether an answer without a client is read to its end: only one that was asked for comes."""
+    return ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None and answer.call is not None
+
+
+async def _drain(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
+    """Read on for exact usage, then settle."""
+    try:
+        await unheard(ex, answer)
+    finally:
+        answer.close()
+        _leave(ex, runtime)
 
 
 def break_off(down: Downstream | Broadcast, error: ProxyError) -> None:

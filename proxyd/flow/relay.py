@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxyd.errors import ProxyError
-from proxyd.flow.settle import settle
 from proxyd.flow.watch import Watch
 from proxyd.wire.faults import in_band
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from proxyd.flow.answer import Answer
     from proxyd.flow.broadcast import Broadcast
     from proxyd.flow.exchange import Exchange
-    from proxyd.flow.runtime import Runtime
     from proxyd.web.downstream import Downstream
 
 STREAM_HEADERS = ((b"Cache-Control", b"no-cache"), (b"X-Accel-Buffering", b"no"))
@@ -68,20 +66,20 @@ def finish(ex: Exchange, down: Downstream | Broadcast) -> None:
         down.reply(answer.status, ex.told(), ex.held)
 
 
-async def unheard(ex: Exchange, answer: Answer, runtime: Runtime) -> None:
-    """Read an answer to its end though the client has left (`on_disconnect: drain`), then settle it."""
+async def unheard(ex: Exchange, answer: Answer) -> None:
+    """Read an answer to its end though the client has left (`on_disconnect: drain`)."""
     watch = Watch(ex, answer, None)
-    answer.push = _forget if ex.recalled is None else ex.recalled.transcript.feed
+    hear = _forget if ex.recalled is None else ex.recalled.transcript.feed
+    ready, answer.ready = b"".join(answer.ready), []
+    hear(ready)  # it came before the answer was begun, or since its client left
+    answer.push = hear
     answer.resume()
     watch.start()
     try:
         await answer.ended()
     finally:
         watch.stop()
-        answer.close()
         ex.error = answer.failure
-        settle(ex, runtime)
-        del runtime.active[ex.request_id]
 
 
 def _begin(ex: Exchange, answer: Answer, down: Downstream | Broadcast, extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:

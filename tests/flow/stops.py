@@ -85,7 +85,8 @@ class House:
 
     def left(self) -> dict[str, object]:
         """What somebody has left behind."""
-        runtime, pool = self.runtime, self.runtime.snapshot.doors["origin"]._pool
+        runtime = self.runtime
+        pools, healths = [door._pool for door in runtime.snapshot.doors.values()], runtime.snapshot.health.values()
         levels = [gauge.level for gauge in runtime.allowances._gauges.values()]
         accounts = [account for each in runtime.allowances.budgets._accounts.values() for account in each.values()]
         with sqlite3.connect(self.file) as link:
@@ -96,8 +97,8 @@ class House:
             "held tokens": [level.held for level in levels if level.held],
             "held budget": [account.spent.held for account in accounts if account.spent.held],
             "waiting": runtime.allowances.waiting,
-            "busy": runtime.snapshot.health["origin"]._busy,
-            "connections": len(pool._members) - len(pool._idle) + pool._connecting + len(pool._waiting),
+            "busy": [health._busy for health in healths if health._busy],
+            "connections": sum(len(pool._members) - len(pool._idle) + pool._connecting + len(pool._waiting) for pool in pools),
             "keys": runtime.running._by_key,
             "ids": runtime.running._by_id,
             "turns": runtime.memory._turns,

@@ -38,9 +38,12 @@ def _key(at: int) -> str:
 
 def _config(origin: Origin) -> dict[str, object]:
     route = {"upstream": "origin", "limits": {"concurrency": 1}, "queue": {"max": 2, "wait": "10s"}}
+    drained = {**route, "upstream": "anew", "on_disconnect": "drain"}
     upstream = {"kind": "openai", "base_url": origin.url, "max_connections": 1}
     keys = [{"name": f"tester {at}", "key": _key(at), "budget": {"tokens": 10_000_000, "per": "month"}} for at in range(MOST)]
-    return settings(upstreams={"origin": upstream}, models={"m": route}, auth={"keys": keys})
+    return settings(
+        upstreams={"origin": upstream, "anew": {**upstream, "reuse": "never"}}, models={"m": route, "d": drained}, auth={"keys": keys}
+    )
 
 
 @pytest.fixture
@@ -65,6 +68,9 @@ KINDS = {
     "retried": (chat("m"), {}),
     "queued": (chat("m"), {}),
     "repeated": (STREAM, {"idempotency-key": "key"}),
+    "drained": (chat("d"), {}),
+    "drained stream": ({**STREAM, "model": "d"}, {}),
+    "drained turn": ({"model": "d", "message": "Say something.", "stream": True}, {}),
     "framed": (STREAM, {"accept": "application/protobuf"}),
     "framed and keyed": (STREAM, {"accept": "application/protobuf", "idempotency-key": "key"}),
 }
@@ -81,15 +87,15 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
     pause, failures = [0.03] if kind == "queued" else [], iter([])
 
     def play(seen):
-        return next(failures, [*pause, *answers["stream" in seen.json()]])
+        return next(failures, [*pause, *answers[bool(seen.json().get("stream"))]])
 
-    origin.on("m", play)
+    origin.on("*", play)
     url, ended = house.daemon.url, 0
     for at in range(1, MOST):
         own = {"authorization": f"Bearer {_key(at)}", **headers}
         body = json.dumps(document).encode()
         first = None
-        if kind == "turn":
+        if "turn" in kind.split():
             begun = (await ask(url, "/v1/conversations", {}, **own)).json()["conversation_id"]
             body = json.dumps({**document, "conversation_id": begun}).encode()
         elif kind == "retried":
@@ -114,6 +120,9 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
         ended += 1
         assert (again.status, again.whole) == (200, True), f"stopped at wait {at}: {again.body!r}"
         await house.rest(ended)
+        if "turn" in kind.split():
+            kept = (await ask(url, f"/v1/conversations/{begun}", method="GET", authorization=own["authorization"])).json()
+            assert {message["content"] for message in kept["messages"]} == {"Say something.", "fine"}, f"stopped at wait {at}"
         if stop.waits < at:
             break
     assert stop.waits < at < MOST
