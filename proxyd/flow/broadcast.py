@@ -291,7 +291,12 @@ class Broadcast:
         if not self._heard and self._timer is None and self.on_silence is not None:
             # What has outgrown its tape can be given to nobody else: there is nothing to wait for.
             wait = 0.0 if self._outgrown and not self.ended else self._grace
-            self._timer = asyncio.get_running_loop().call_later(wait, self.on_silence)
+            self._timer = asyncio.get_running_loop().call_later(wait, self._fell_silent)
+
+    def _fell_silent(self) -> None:
+        self._timer = None
+        if self.on_silence is not None:  # as it is now: a stream that runs is stopped, one that has ended meanwhile is forgotten
+            self.on_silence()
 
     def _hush(self) -> None:
         if self._whole_of is not None:

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.client import Visit, ask, chat, happens, request
 from tests.e2e.conftest import rigged
 from tests.e2e.once import EVENTS, OTHER, PATH, again, answering, begun, served
-from tests.origin import DONE, LAST_CHUNK, Ending, Gate, chunk, completion, delta, head, stream, whole
+from tests.origin import DONE, HANG, LAST_CHUNK, Ending, Gate, chunk, completion, delta, head, stream, whole
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,21 @@ async def test_nobody_who_listens_for_the_grace_ends_it(own, origin):
     await happens(origin.asked("m")[0].connection.closed)
     (row,) = daemon.settled("m")
     assert (row["state"], row["completion_tokens"]) == ("cancelled", 1)
+
+
+async def test_what_ended_unheard_is_kept_for_the_grace_and_no_longer(own, origin):
+    daemon = own(resume={"grace": "300ms"})
+    gate = Gate()
+    origin.on("m", stream(delta("a"), gate, *EVENTS[1:4], DONE))
+    visit = await begun(daemon, "m", "k")
+    await visit.leave(reset=True)
+    gate.open()
+    daemon.settled("m")
+    there = ["running"]
+    async with asyncio.timeout(HANG):
+        while there:
+            state = (await ask(daemon.ops, "/state", method="GET")).json()["idempotency"]
+            there = [name for name in ("running", "ended") if state[name]]
 
 
 async def test_who_is_back_within_the_grace_keeps_it_running(own, origin):
