@@ -257,7 +257,9 @@ class Downstream:
             self.abort(error_event(error))
 
     def abort(self, data: bytes = b"") -> None:
-        """Break the answer off, after these last bytes: no terminator, so no client can take it for whole."""
+        """Break the answer off, after these last bytes: no terminator, so no client can take it for whole. One that was whole stays so."""
+        if self._over:
+            return
         self._keep_alive = False
         self.broken_off = True
         if self._transport.is_closing():
@@ -269,9 +271,12 @@ class Downstream:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
             return
-        if self.encoder is not None:
+        if self._ready is not None:
+            data = b""  # the encoder has written its end already, which does not leave any more
+        elif self.encoder is not None:
             data = self.encoder.fail(data)
             if self.encoder.ends:
+                self._over = True
                 self._put(self._frame(data) + b"0\r\n\r\n")
                 return
         self._put(self._frame(data))

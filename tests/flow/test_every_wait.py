@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,11 @@ from proxyd.config.load import examine_file
 from proxyd.config.schema import OnFailure
 from proxyd.daemon.run import Daemon
 from proxyd.flow import handler
+from proxyd.web import rpc
+from proxyd.web.downstream import Downstream
+from proxyd.wire.connect import envelope
 from tests.e2e.client import Visit, ask, becomes, chat, request, send
+from tests.e2e.test_protobuf import asked
 from tests.flow.stops import MOST, House, Stop
 from tests.origin import DONE, completion, delta, stream, whole
 from tests.process import KEY, settings
@@ -164,3 +169,48 @@ async def test_a_conversation_that_the_disk_refused_does_not_stand_under_its_key
     again = await ask(house.daemon.url, "/v1/conversations", {}, **own)
     listed = (await ask(house.daemon.url, "/v1/conversations", method="GET", authorization=own["authorization"])).json()["data"]
     assert [one["conversation_id"] for one in listed] == [again.json()["conversation_id"]]
+
+
+async def test_a_time_limit_that_is_over_with_the_answer_adds_nothing_to_it(house, origin, monkeypatch):
+    """Behind its end the next answer begins, on the same connection."""
+    origin.on("*", stream(delta("fi"), delta("ne", finish="stop"), DONE))
+    limits = []
+
+    def timeout(seconds):
+        limits.append(asyncio.timeout(seconds))
+        return limits[-1]
+
+    monkeypatch.setattr(rpc, "asyncio", SimpleNamespace(timeout=timeout))
+    finish = Downstream.finish
+
+    def finish_late(down, data):
+        finish(down, data)
+        limits[-1].reschedule(0)  # before the listener hears of its end
+
+    monkeypatch.setattr(Downstream, "finish", finish_late)
+    headers = {"content-type": "application/connect+proto", "connect-timeout-ms": "60000", "idempotency-key": "k"}
+    headers["authorization"] = f"Bearer {_key(1)}"
+    visit = await Visit.open(house.daemon.url)
+    await visit.say(request("POST", "/proxyd.v1.ChatService/StreamChatCompletion", envelope(asked("m")), headers))
+    assert (await visit.rest()).whole
+    assert limits[-1].expired()
+    await visit.say(request("GET", "/v1/models", headers={"authorization": headers["authorization"]}))
+    visit.answer = None
+    answer = await visit.rest()
+    await visit.leave()
+    assert (answer.status, answer.whole) == (200, True)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+async def test_who_listens_hears_what_was_wrong_though_its_exchange_was_stopped_then(house, origin, stops, late):
+    """As at the end of a shutdown: the failure is being written, and what runs on without a client is cancelled."""
+    origin.on("*", whole(b'{"error": {"message": "no"}}', status=400))
+    for at in range(1, MOST):
+        stop = Stop(at, late)
+        stops(handler, "serve", stop)
+        headers = {"authorization": f"Bearer {_key(at)}", "idempotency-key": "k"}
+        answer = await send(house.daemon.url, request("POST", PATH, json.dumps(STREAM).encode(), headers))
+        assert answer.status >= 400
+        if stop.waits < at:
+            break
+    assert stop.waits < at < MOST
