@@ -152,7 +152,10 @@ class App:
                 if waiting is not None:
                     await waiting
         except ProxyError as error:
-            down.refuse(error)
+            if down.committed:
+                down.abort()  # half a list: a broken answer must look broken
+            else:
+                down.refuse(error)
         except Exception:
             down.spoiled(ProxyError("internal", "proxyd failed to serve this request; its log says why."))
             raise  # whoever called logs it, and says it where nothing has been said yet

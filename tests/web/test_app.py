@@ -7,6 +7,7 @@ import pytest
 
 from proxyd.clock import Clock
 from proxyd.config.schema import Limits
+from proxyd.errors import ProxyError
 from proxyd.web.app import App, Row
 from proxyd.web.connection import Listener
 from tests.e2e.client import Visit, request
@@ -28,11 +29,16 @@ def early(_runtime, _down, _argument):
     raise RuntimeError("a bug")
 
 
+async def lines(_runtime, down, _argument):
+    down.begin(200, [(b"Content-Type", b"application/jsonl")], b"{}\n")
+    raise ProxyError("ledger_unavailable", "The disk fails.")
+
+
 @pytest.fixture
 async def url():
     snapshot = SimpleNamespace(config=SimpleNamespace(cors=None))
     runtime = SimpleNamespace(clock=Clock(), stopping=False, new_id=lambda: "req", snapshot=snapshot)
-    app = App(runtime, tuple(Row("GET", f"/{serve.__name__}", serve, "") for serve in (streamed, whole, early)))
+    app = App(runtime, tuple(Row("GET", f"/{serve.__name__}", serve, "") for serve in (streamed, whole, early, lines)))
     server = await asyncio.get_running_loop().create_server(Listener(app, Limits), "127.0.0.1", 0)
     yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
@@ -70,3 +76,10 @@ async def test_before_it_has_begun_it_is_an_error_of_ours(url):
     data = await everything(url, "/early")
     assert data.startswith(b"HTTP/1.1 500 ")
     assert b'"code":"internal"' in data
+
+
+@pytest.mark.parametrize(("version", "end"), [(b"HTTP/1.1", b"3\r\n{}\n\r\n"), (b"HTTP/1.0", b"<reset>")])
+async def test_what_fails_in_the_middle_is_broken_off_too(url, version, end):
+    data = await everything(url, "/lines", version)
+    assert data.count(b"HTTP/1.1") == 1
+    assert data.endswith(end)
