@@ -132,9 +132,10 @@ class Bearers:
         except bearer.Refused as refused:
             log.info("a token was refused: %s", refused)
             return None
-        while len(self._verified) >= KEPT:
-            del self._verified[next(iter(self._verified))]
-        self._verified[place] = caller, expires
+        if rules is self._rules:  # else others came while keys were fetched, which may not let it in
+            while len(self._verified) >= KEPT:
+                del self._verified[next(iter(self._verified))]
+            self._verified[place] = caller, expires
         return caller
 
     async def _judge(self, token: bearer.Token, rules: Sequence[Jwt]) -> tuple[Caller, float]:

@@ -12,8 +12,9 @@ from proxyd.config.schema import Jwt
 from proxyd.errors import ProxyError
 from proxyd.flow import bearers
 from proxyd.flow.bearers import Bearers
+from tests.e2e.client import happens
 from tests.issuer import Key, claims, key_set
-from tests.origin import whole
+from tests.origin import Gate, whole
 
 
 @dataclass
@@ -137,3 +138,17 @@ async def test_each_audience_of_an_issuer_has_its_own_rule(origin, found):
     assert await found(key, rules=rules, aud=["x", "two"]) == "user_1@two"
     assert await found(key, rules=rules, aud="one") == "user_1@one"
     assert await found(key, rules=rules, aud="three") == "invalid_api_key"
+
+
+async def test_what_old_rules_let_in_is_not_remembered_under_new_ones(origin, found):
+    """The rules change while the keys are fetched."""
+    key, gate = Key("k"), Gate()
+    origin.on("/keys", [gate, *whole(key_set(key))])
+    token = key.sign(claims(origin.root))
+    waiting = asyncio.get_running_loop().create_task(found(token))
+    await happens(gate.reached)
+    other = (Jwt(issuer="https://elsewhere.example", audience="somebody-else", jwks_url=f"{origin.root}/keys"),)
+    assert await found.bearers.find(token.encode(), other) is None
+    gate.open()
+    assert await waiting == "user_1@it"  # it came before the change
+    assert await found.bearers.find(token.encode(), other) is None
