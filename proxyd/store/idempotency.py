@@ -111,6 +111,7 @@ class Claims:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._known = Known()
+        self._learning = asyncio.Lock()
         self.size = 0
         """Bytes of the answers that are kept, as far as is known: exact after `prune`, grown by what was finished since."""
         self.crowded = asyncio.Event()
@@ -191,9 +192,10 @@ class Claims:
 
         Then it listens for one round first: what was claimed before that is in the file, if the disk is well.
         """
-        if (self._known.count > ROOM and self._known.listen()) or not self._known.listening or not self._db.healthy:
-            return
-        self._known.learn(*await self._db.read(lambda connection: collect(connection.execute(_NAMES))))
+        async with self._learning:  # what another one reads before this one has learnt would lack what comes between
+            if (self._known.count > ROOM and self._known.listen()) or not self._known.listening or not self._db.healthy:
+                return
+            self._known.learn(*await self._db.read(lambda connection: collect(connection.execute(_NAMES))))
 
     def _delete(self, expired_by: int) -> asyncio.Future[int]:
         return self._db.submit(lambda connection: connection.execute(_DELETE, (expired_by, PRUNE_ROWS, PRUNE_BYTES)).rowcount)

@@ -260,3 +260,26 @@ async def test_a_claim_that_ends_in_the_commit_that_takes_it_has_ended(tmp_path,
     assert await claims.look("laptop", "k", NOW) == kept()
     await db.close()
     assert query(db.path, "SELECT state, begun FROM idempotency_keys WHERE key = 'broken'") == [("running", 1)]
+
+
+async def test_two_who_prune_at_once_forget_no_key(store, monkeypatch):
+    """The second one's look into the file is older than what the first one has learnt."""
+    db, claims = store
+    read, gates = db.read, [asyncio.Event(), asyncio.Event()]
+    gate = iter(gates)
+
+    async def slowly(query):
+        found = await read(query)
+        if isinstance(found, tuple):  # the keys
+            await next(gate).wait()
+        return found
+
+    monkeypatch.setattr(db, "read", slowly)
+    first, second = asyncio.create_task(claims.prune(NOW)), asyncio.create_task(claims.prune(NOW))
+    gates[0].set()
+    await first
+    assert claims.fresh("laptop", "k")
+    await claims.write(claim())
+    gates[1].set()
+    await second
+    assert not claims.fresh("laptop", "k")
