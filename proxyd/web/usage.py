@@ -16,7 +16,7 @@ from proxyd.web.document import tell
 
 if TYPE_CHECKING:
     from proxyd.flow.runtime import Runtime
-    from proxyd.store.usage import Line
+    from proxyd.store.usage import Line, Report
     from proxyd.web.downstream import Downstream
 
 BY = (By.MODEL, By.DAY, By.CONVERSATION)
@@ -35,8 +35,7 @@ async def used(runtime: Runtime, down: Downstream, _argument: str) -> None:
     except ValueError as error:
         raise ProxyError("invalid_request", f"`since` {error}.", param="since") from None
     try:
-        async with runtime.reports:
-            found = await asyncio.to_thread(report, runtime.database.path, By(by), Period(begin), caller.name)
+        found = await _reported(runtime, By(by), Period(begin), caller.name)
     except StoreError as error:
         raise ProxyError("ledger_unavailable", "The ledger cannot be read now.") from error
     told = {
@@ -48,6 +47,14 @@ async def used(runtime: Runtime, down: Downstream, _argument: str) -> None:
         "total": _told(found.total),
     }
     tell(down, told)
+
+
+async def _reported(runtime: Runtime, by: By, period: Period, caller: str) -> Report:
+    """Read a report when it is its turn. A thread whose client has left reads on, and counts until it is done. Raises StoreError."""
+    await runtime.reports.acquire()
+    work = asyncio.get_running_loop().run_in_executor(None, report, runtime.database.path, by, period, caller)
+    work.add_done_callback(lambda _: runtime.reports.release())
+    return await asyncio.shield(work)
 
 
 def _told(line: Line) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from proxyd.config.load import examine_file
 from proxyd.config.schema import OnFailure
 from proxyd.daemon.run import Daemon
 from proxyd.flow import handler
-from proxyd.web import rpc
+from proxyd.store.usage import report
+from proxyd.web import rpc, usage
 from proxyd.web.downstream import Downstream
 from proxyd.wire.connect import envelope
 from tests.e2e.client import Visit, ask, becomes, chat, request, send
@@ -214,3 +216,28 @@ async def test_who_listens_hears_what_was_wrong_though_its_exchange_was_stopped_
         if stop.waits < at:
             break
     assert stop.waits < at < MOST
+
+
+async def test_reports_whose_askers_have_left_still_count_as_running(house, monkeypatch):
+    """Their threads cannot be stopped, and there are few."""
+    running, go_on = [], threading.Event()
+
+    def slow(*given):
+        running.append(given)
+        go_on.wait(10)
+        return report(*given)
+
+    monkeypatch.setattr(usage, "report", slow)
+    own = {"authorization": f"Bearer {_key(1)}"}
+    try:
+        for number in range(1, 5):
+            visit = await Visit.open(house.daemon.url)
+            await visit.say(request("GET", "/v1/usage", headers=own))
+            await becomes(lambda: house.daemon._ports[0].listener.busy)
+            await becomes(lambda number=number: len(running) >= min(number, 2))
+            await visit.leave()
+            await becomes(lambda: not house.daemon._ports[0].listener.clients)
+        assert len(running) == 2
+    finally:
+        go_on.set()
+    assert (await ask(house.daemon.url, "/v1/usage", method="GET", **own)).status == 200
