@@ -240,7 +240,10 @@ async def _refusal_body(answer: Answer) -> bytes:
     answer.push = take
     await _patiently(answer)
     answer.close()
-    held = answer.meter.take_held() if answer.meter is not None else b""
+    meter = answer.meter
+    if meter is not None and meter.decoded is not None:  # identity was asked for
+        return meter.decoded
+    held = meter.take_held() if meter is not None else b""
     return b"".join([*answer.ready, held])[:REFUSAL_LIMIT]
 
 

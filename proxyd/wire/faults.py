@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxyd.errors import ProxyError
+from proxyd.errors import TABLE, ProxyError
 from proxyd.wire.dialects import decode
 from proxyd.wire.usage import Fault, fault_of
 
@@ -18,6 +18,11 @@ MESSAGE_LIMIT = 2000
 """Characters of an upstream's own words that reach a client."""
 QUOTA_CODES = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
 """A 429 with one of these is no matter of waiting."""
+_KINDS = {429: TABLE["rate_limit_exceeded"].type}
+"""The `type` of an error whose upstream gave none, where its class does not tell."""
+_CREDENTIAL = frozenset({401, 403, 407})
+"""Statuses that are about proxyd's own credential, at the upstream or at a proxy before it."""
+_CREDENTIAL_CODES = frozenset({"invalid_api_key", "invalid_authentication", "authentication_error"})
 
 
 def refused(error: ProxyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
@@ -61,8 +66,8 @@ def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
 
     An upstream's 401 or 403 is about proxyd's own credential (and quotes part of it): the client gets a 502 that says so.
     """
-    if status in {401, 403}:
-        return ProxyError("upstream_auth", "The upstream refused proxyd's credential. Whoever runs this proxyd must look into it.")
+    if status in _CREDENTIAL:
+        return _auth()
     if secret:
         body = body.replace(secret.encode(), b"***")
     said = _read(body)
@@ -73,6 +78,10 @@ def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
         code = "upstream_overloaded" if status in {429, 503, 529} else "upstream_error"
         return _own(code, message, status, said, body, retry=True)
     return _own("upstream_refused", message, status, said, body, retry=False)
+
+
+def _auth() -> ProxyError:
+    return ProxyError("upstream_auth", "The upstream refused proxyd's credential. Whoever runs this proxyd must look into it.")
 
 
 def refuses_usage(error: ProxyError) -> bool:
@@ -96,7 +105,9 @@ def in_band(fault: Fault | None, secret: str | None) -> ProxyError:
         message = message.replace(secret, "***")
     # vLLM, llama.cpp and TGI put an HTTP status there
     status = int(fault.code) if fault.code.isascii() and fault.code.isdigit() and len(fault.code) == 3 else None
-    if status is not None and 400 <= status < 500 and status not in {401, 403, 408, 409, 429}:
+    if status in _CREDENTIAL or _CREDENTIAL_CODES & {fault.code, fault.type}:
+        error = _auth()
+    elif status is not None and 400 <= status < 500 and status not in {408, 409, 429}:
         error = _own("upstream_refused", message, status, said, b"", retry=False)
     else:
         error = _own("upstream_error", message, 429 if status == 429 else 502, said, b"", retry=True)
@@ -112,7 +123,9 @@ def _own(code: str, message: str, status: int, said: dict[str, Any], body: bytes
             {
                 "error": {
                     "message": message[:MESSAGE_LIMIT],
-                    "type": kind if isinstance(kind, str) else ("invalid_request_error" if status < 500 else "server_error"),
+                    "type": kind
+                    if isinstance(kind, str)
+                    else _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error"),
                     "param": said.get("param") if isinstance(said.get("param"), str) else None,
                     "code": None if said.get("code") is None else str(said["code"]),
                 }

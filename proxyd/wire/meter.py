@@ -205,6 +205,11 @@ class Meter:
     # ------------------------------------------------------------------ facts
 
     @property
+    def decoded(self) -> bytes | None:
+        """A body that came compressed, as far as it can be read; None where it did not."""
+        return None if self._inflater is None and not self._opaque else bytes(self._body)
+
+    @property
     def had_error(self) -> bool:
         """The answer is an error, or an error came inside it."""
         return self.status >= 400 or self._answer.fault is not None

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import threading
 import time
+import zlib
 from email.utils import formatdate
 
 import pytest
@@ -299,6 +300,49 @@ async def test_a_bomb_in_a_coding_that_nobody_asked_for_passes_and_is_not_unfold
     answer = await ask(rough.url, PATH, chat("own-2"))
     assert (answer.status, answer.body, answer.headers["content-encoding"]) == (200, bomb, "gzip")
     assert rough.daemon.memory() - before < 150 * MIB
+
+
+CODED = {
+    "gzip": (gzip.compress, "The prompt is too long."),
+    "deflate": (zlib.compress, "The prompt is too long."),
+    "x-unheard-of": (lambda body: body[::-1], "The upstream answered with status 400 and no message."),
+}
+
+
+@pytest.mark.parametrize("coding", CODED)
+async def test_an_error_in_a_coding_that_nobody_asked_for_is_read_or_is_without_words(rough, coding):
+    """Its bytes as they are would be a message of noise."""
+    code, message = CODED[coding]
+    body = code(b'{"error":{"message":"The prompt is too long.","type":"invalid_request_error","param":null,"code":null}}')
+    rough.origin.on("own-9", whole(body, status=400, headers={"content-encoding": coding}))
+    answer = await ask(rough.url, PATH, chat("own-9"))
+    assert (answer.status, answer.error()["message"]) == (400, message)
+    assert "content-encoding" not in answer.headers
+
+
+OUR_CREDENTIAL = {
+    # where an upstream's word on proxyd's credential stands
+    "proxy": whole(b'{"error":{"message":"upstream-s***89"}}', status=407),
+    "document": whole(b'{"error":{"message":"Incorrect API key: upstream-s***89","code":"invalid_api_key"}}'),
+    "event": stream(b'data: {"error":{"message":"Incorrect API key: upstream-s***89","code":401}}\n\n'),
+    "anthropic": stream(b'event: error\ndata: {"type":"error","error":{"type":"authentication_error","message":"upstream-s***89"}}\n\n'),
+}
+
+
+@pytest.mark.parametrize("where", OUR_CREDENTIAL)
+async def test_what_is_said_of_our_credential_is_never_passed_on_wherever_it_stands(rough, where):
+    """It quotes a part of the key, and a client would look for the mistake in its own."""
+    rough.origin.on("own-7", OUR_CREDENTIAL[where])
+    answer = await ask(rough.url, PATH, chat("own-7", stream=where not in ("proxy", "document")))
+    assert (answer.status, answer.error()["code"]) == (502, "upstream_auth")
+    assert b"upstream-s" not in answer.body
+
+
+async def test_a_refusal_for_the_rate_is_of_the_type_that_says_so(rough):
+    """Where the upstream itself gives no type."""
+    rough.origin.on("own-8", whole(b'{"error":"slow down"}', status=429))
+    answer = await ask(rough.url, PATH, chat("own-8"))
+    assert (answer.status, answer.error()["type"], answer.error()["message"]) == (429, "requests", "slow down")
 
 
 # Waiting: who says it how
