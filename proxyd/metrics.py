@@ -16,7 +16,7 @@ from proxyd.series import Distributions, Numbers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from proxyd.model import Ending
+    from proxyd.model import Ending, LedgerRow
     from proxyd.series import Distribution, Number
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -100,7 +100,9 @@ class Metrics:
         self._reasoning = self._counter(
             "proxyd_reasoning_tokens_total", "Output tokens spent on reasoning; part of proxyd_tokens_total", "model"
         )
-        self._cost = self._counter("proxyd_cost_usd_total", "Cost of exchanges priced in USD; the ledger has all currencies", *where[1:])
+        self._cost = self._counter(
+            "proxyd_cost_usd_total", "Cost of upstream calls priced in USD; the ledger has all currencies", *where[1:]
+        )
         self._unpriced = self._counter("proxyd_unpriced_total", "Exchanges with tokens but without a known price", "model")
         self._errors = self._counter(
             "proxyd_errors_total", "Exchanges that ended with an error, by its code and whose fault it is", "error", "blame"
@@ -202,11 +204,15 @@ class Metrics:
         if facts.error is not None:
             self._error(facts.error)
         if facts.tokens_source is not Source.NONE:
-            self._spent(where[1], facts)
+            self._spent(where[1], facts, children.cost)
             if facts.cost_nano is None:
                 self._unpriced.labels(where[1]).inc()
-            elif facts.currency == "USD":
-                children.cost.inc(_countable(facts.cost_nano) / 1e9)
+
+    def attempt_ended(self, route: str, row: LedgerRow) -> None:
+        """Count what an attempt has used up that another one followed: the ledger has it, too. The last one's is its exchange's."""
+        if row.tokens_source is not Source.NONE:
+            model = self._model(route)
+            self._spent(model, row, self._cost.labels(model, self._upstream(row.upstream)))
 
     def _where(self, facts: Ending) -> tuple[str, str, str]:
         """Endpoint, model, upstream, as labels; no upstream is the empty label, which is an absent one to Prometheus."""
@@ -228,8 +234,10 @@ class Metrics:
         verdict = TABLE.get(code)
         self._errors.labels(code if verdict else OTHER, verdict.blame if verdict else OTHER).inc()
 
-    def _spent(self, model: str, facts: Ending) -> None:
+    def _spent(self, model: str, facts: Ending | LedgerRow, cost: Number) -> None:
         usage = facts.usage
+        if facts.cost_nano is not None and facts.currency == "USD":
+            cost.inc(_countable(facts.cost_nano) / 1e9)
         for direction, count in (("input", usage.prompt_tokens), ("output", usage.completion_tokens)):
             if count is not None and count > 0:
                 key = model, direction, facts.tokens_source

@@ -128,6 +128,9 @@ def _enqueue(closing: _Closing, runtime: Runtime) -> asyncio.Future[None]:
         if row.cost_nano is not None and row.currency is not None:
             ex.cost = row.cost_nano, row.currency
         runtime.observe(ex, row)
+    else:
+        runtime.metrics.attempt_ended(ex.label, row)
+        runtime.tally.spend(row.usage)
     on_disk = runtime.ledger.settle(row)
     claim = runtime.running.finish(ex, runtime) if closing.last else None
     return on_disk if claim is None else claim  # written in this order, in one commit

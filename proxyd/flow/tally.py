@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxyd.flow.exchange import Exchange
-    from proxyd.model import Ending
+    from proxyd.model import Ending, Usage
 
 SHOWN = 200
 """Running exchanges that are told of, the oldest first."""
@@ -32,11 +32,15 @@ class Tally:
         failed = ending.state in {State.FAILED, State.INTERRUPTED}
         self._sums["requests"] += 1
         self._sums["failed"] += failed
-        self._sums["prompt_tokens"] += ending.usage.prompt_tokens or 0
-        self._sums["completion_tokens"] += ending.usage.completion_tokens or 0
+        self.spend(ending.usage)
         if ending.upstream is not None:
             self._requests[ending.upstream] += 1
             self._failed[ending.upstream] += failed
+
+    def spend(self, usage: Usage) -> None:
+        """Add what an upstream call has used up, whether its exchange went on or not."""
+        self._sums["prompt_tokens"] += usage.prompt_tokens or 0
+        self._sums["completion_tokens"] += usage.completion_tokens or 0
 
     def sums(self, running: Iterable[Exchange]) -> dict[str, int]:
         """Requests, failed ones and tokens since the start. An event of a running stream stands for a token until it is settled."""

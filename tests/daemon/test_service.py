@@ -295,6 +295,24 @@ async def test_metrics_are_served_on_the_ops_port_only_and_tell_what_happened(
     assert 'model="gone' not in text
 
 
+async def test_metrics_count_what_failed_attempts_have_used_up_as_the_ledger_does(start: Callable[..., Daemon], origin: Origin) -> None:
+    usage = b'{"error": {"message": "no"}, "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}}'
+    origin.on("m", whole(usage, status=503), whole(completion("hi")))
+    route = {"upstream": "origin", "price": {"input": 1, "output": 2}}
+    daemon = start(settings(upstreams={"origin": {"kind": "openai", "base_url": origin.url}}, models={"m": route}))
+    assert (await ask(daemon.url, PATH, chat("m"))).status == 200
+    text = (await ask(daemon.ops, "/metrics", method="GET")).body.decode()
+    rows = daemon.rows()
+    assert [row["prompt_tokens"] for row in rows] == [100, 11]
+    tokens = series(text, "proxyd_tokens_total")
+    assert tokens['direction="input",model="m",source="upstream"'] == 111
+    assert tokens['direction="output",model="m",source="upstream"'] == 13
+    cost = series(text, "proxyd_cost_usd_total")['model="m",upstream="origin"']
+    assert round(cost * 1e9) == sum(row["cost_nano"] for row in rows) == 137_000
+    totals = (await ask(daemon.ops, "/state", method="GET")).json()["totals"]
+    assert totals == {"requests": 1, "failed": 0, "prompt_tokens": 111, "completion_tokens": 13}
+
+
 async def test_a_stream_that_breaks_for_those_who_listen_is_no_client_that_left(start: Callable[..., Daemon], origin: Origin) -> None:
     origin.on("cut", stream(delta("one"), ending=Ending.RESET))
     daemon = start(service(origin))
