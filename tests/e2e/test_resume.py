@@ -216,6 +216,27 @@ async def test_nobody_who_listens_for_the_grace_ends_it(own, origin):
     assert (row["state"], row["completion_tokens"]) == ("cancelled", 1)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_where_the_route_drains_it_is_read_to_its_end_all_the_same(own, origin, streamed):
+    """The exact usage is what that route is for, whether or not the request had a key."""
+    daemon = own(resume={"grace": "100ms"}, models={"n": {"upstream": "origin", "on_disconnect": "drain"}})
+    gate = Gate()
+    said = completion("all of it", prompt=11, produced=3)
+    whole_answer = [head(200, {"content-type": "application/json", "content-length": str(len(said))}), gate, said]
+    origin.on("n", stream(EVENTS[0], gate, *EVENTS[1:]) if streamed else whole_answer)
+    visit = await (await Visit.open(daemon.url)).post(PATH, chat("n", stream=streamed), Idempotency_Key="n")
+    if streamed:
+        await visit.head()
+        await visit.until(EVENTS[0])
+    else:
+        await happens(gate.reached)
+    await visit.leave()
+    assert not await asyncio.to_thread(origin.asked("n")[0].connection.closed.wait, 0.5)  # five times the grace
+    gate.open()
+    (row,) = daemon.settled("n")
+    assert (row["state"], row["tokens_source"]) == ("done", "upstream")
+
+
 async def test_what_ended_unheard_is_kept_for_the_grace_and_no_longer(own, origin):
     daemon = own(resume={"grace": "300ms"})
     gate = Gate()
