@@ -50,7 +50,7 @@ class Reloader:
     made_key: str | None
     """The key that proxyd made itself at start."""
     seen: dict[Path, State | None]
-    """How those were when they were last read, as far as they went."""
+    """How those were when they were last taken or refused, as far as they went."""
     certificate: Certificate | None
     """Of the clients' port, where that speaks TLS."""
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -66,18 +66,21 @@ class Reloader:
             clock = self.runtime.clock
             self.notifier.reloading(int(clock.monotonic() * 1e6))
             try:
+                seen = await asyncio.to_thread(look, self.files)  # before they are read: what changes meanwhile is read again
                 loaded, changes, fresh = await self._prepared()
             except ConfigError as error:
+                self.seen = seen
                 outcome = Reloaded(clock.now_us(), problems=tuple(str(mistake) for mistake in error.mistakes))
             except boot.RefusedError as error:
+                self.seen = seen
                 outcome = Reloaded(clock.now_us(), problems=tuple(f"{self.file}: {reason}" for reason in error.reasons))
-            except BaseException:  # who asked has left: nothing was changed
+            except BaseException:  # who asked has left: nothing was changed, and the file is still to be taken
                 self.notifier.ready()
                 raise
             else:
                 self._swap(fresh)
                 self.files = loaded.files
-                self.seen = {path: self.seen.get(path, state) for path, state in look(loaded.files).items()}
+                self.seen = {path: seen.get(path, state) for path, state in look(loaded.files).items()}
                 shared = boot.shared_names(fresh.config, self.runtime.keyring)
                 outcome = Reloaded(clock.now_us(), changes, warnings=(*(str(warning) for warning in loaded.warnings), *shared))
             self._tell(outcome, cause)
@@ -105,7 +108,6 @@ class Reloader:
 
     def _read(self, old: Config) -> tuple[Loaded, Config, Changes]:
         """The file, what of it may run, and what differs."""
-        self.seen = look(self.files)  # before they are read: what changes meanwhile is read again
         loaded = examine_file(self.file, self.environ)
         return loaded, applied(old, loaded.config), compare(old, loaded.config)
 

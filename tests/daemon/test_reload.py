@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
 import json
@@ -17,8 +18,10 @@ import pytest
 from proxyd.clock import Clock
 from proxyd.config.load import examine_file
 from proxyd.daemon.run import Daemon as Inside
+from proxyd.daemon.watch import look
 from tests.daemon.scrape import series
 from tests.e2e.client import ask, becomes, chat
+from tests.flow.stops import MOST, Stop
 from tests.origin import DONE, Gate, completion, delta, stream, whole
 from tests.process import Child, settings
 
@@ -234,6 +237,29 @@ async def test_nothing_keeps_a_configuration_that_nobody_uses(tmp_path, origin):
 
 
 # Who asks for it
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+async def test_a_file_whose_reload_was_given_up_is_still_to_be_taken(tmp_path, origin, late):
+    """Whoever asked for it has left in the middle of it: else the watcher would take it for read."""
+    file = tmp_path / "proxyd.yaml"
+    file.write_text(json.dumps(site(origin)))
+    loaded = examine_file(file, {})
+    daemon = Inside(loaded.config, tmp_path, {}, Clock(), loaded.files)
+    await daemon.start(None)
+    reloader = daemon._reloader
+    for at in range(1, MOST):
+        file.write_text(json.dumps(site(origin, limits={"streams": 1000 + at})))
+        stop = Stop(at, late)
+        with contextlib.suppress(asyncio.CancelledError):
+            await stop.over(reloader.reload("asked for"))
+        taken = daemon._runtime.snapshot.config.limits.streams == 1000 + at
+        assert taken == (reloader.seen == look(reloader.files)), f"stopped at wait {at}"
+        if stop.waits < at:
+            break
+    daemon.stop()
+    await daemon.serve()
+    assert taken
 
 
 async def test_a_hangup_reloads_and_systemd_hears_of_it(start, origin, manager):
