@@ -57,12 +57,14 @@ class HttpUpstream:
         """
         target = path if path is not None else kinds.models_path(self.spec)
         pool = Pool(replace(self.spec, reuse=Reuse.NEVER), self._url, self._clock)
-        sink = _Status()
-        call = await pool.call(b"GET %b HTTP/1.1\r\n%b\r\n" % (target.encode("ascii"), self._fixed), b"", sink, self.spec.timeouts.connect)
+        sink, head = _Status(), b"GET %b HTTP/1.1\r\n%b\r\n" % (target.encode("ascii"), self._fixed)
+        call = None
         try:
+            call = await pool.call(head, b"", sink, self.spec.timeouts.connect)
             return await sink.told
         finally:
-            call.close()
+            if call is not None:
+                call.close()
             pool.close()
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ class Pool:
         while self._idle:
             self._idle.pop().discard()
         if self._resolver is not None:
-            self._resolver.shutdown(wait=False, cancel_futures=True)
+            self._resolver.shutdown(wait=False)  # who looks up now goes on
             self._resolver = None
 
     # Taking and giving back.

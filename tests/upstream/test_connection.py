@@ -1,11 +1,16 @@
 """One connection to an upstream, without the daemon around it."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from bench.children import free_port
 from proxyd.clock import Clock
 from proxyd.config.schema import Kind, Upstream
+from proxyd.errors import ProxyError
+from proxyd.upstream import http
 from proxyd.upstream.pool import Pool
 from tests.e2e.client import becomes
 from tests.origin import HANG, Ending, delta, stream
@@ -40,3 +45,32 @@ def test_a_call_that_is_given_up_is_closed_at_once_not_in_a_later_turn_of_the_lo
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+
+
+async def test_a_pool_that_is_closed_lets_a_look_up_end():
+    """Whoever began under the old configuration still needs it; and who is not cancelled must not look as if."""
+    pool = Pool(Upstream(Kind.OPENAI, "http://localhost:1"), "http://localhost:1", Clock())
+    first = threading.Event()
+    pool._resolver = ThreadPoolExecutor(1)
+    pool._resolver.submit(first.wait, HANG)
+    waiting = asyncio.create_task(pool.resolved())
+    await asyncio.sleep(0)
+    pool.close()
+    first.set()
+    assert await waiting
+
+
+async def test_a_probe_that_cannot_connect_leaves_no_pool_open(monkeypatch):
+    """Each has a resolver's thread of its own."""
+    made = []
+
+    def pool(*given):
+        made.append(Pool(*given))
+        return made[-1]
+
+    monkeypatch.setattr(http, "Pool", pool)
+    door = http.HttpUpstream(Upstream(Kind.OPENAI, f"http://127.0.0.1:{free_port()}"), Clock())
+    with pytest.raises(ProxyError):
+        await door.probe("/")
+    assert [each.closed for each in made] == [False, True]
+    door.close()
