@@ -80,6 +80,8 @@ log = logging.getLogger(__name__)
 
 NAMED = 10
 """Routes that are named in one reason."""
+TIDY_SECONDS = 1.0
+"""How long what was cancelled at the end may take to leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +246,16 @@ class Runtime:
             log.error("background work failed", exc_info=error)
 
     async def settled(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Wait until nothing that outlives exchanges is left, at most so long; cancel the rest."""
-        tasks = set(self._tasks)
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout)
-            for task in late:
-                task.cancel()
+        """Wait until nothing that outlives exchanges is left, whatever else it leaves to do; at most so long, then cancel the rest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        late = set(self._tasks)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=TIDY_SECONDS)
 
     async def checkpoint(self, interval: float) -> None:
         """Write what running streams have come to, and cost, every so often, all in one commit: what a crash would leave behind."""
