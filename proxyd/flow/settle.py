@@ -113,9 +113,9 @@ def _close(ex: Exchange, row: LedgerRow, answer: Answer | None, runtime: Runtime
     closing = _Closing(ex, row, None if ex.upstream is None else ex.upstream.base_url, last)
     text = _facts(ex, row, answer)
     if row.tokens_source is Source.NONE and text is not None:
-        return _later(ex, _count(closing, text, runtime), runtime)
+        return _later(closing, _count(closing, text, runtime), runtime)
     if not price_now(ex, row, closing.address, runtime):
-        return _later(ex, _price(closing, runtime), runtime)
+        return _later(closing, price_later(row, closing.address, runtime), runtime)
     return _enqueue(closing, runtime)
 
 
@@ -142,15 +142,17 @@ def _free(ex: Exchange, runtime: Runtime) -> None:
         runtime.allowances.settle(ex)
 
 
-def _later(ex: Exchange, work: Coroutine[object, object, None], runtime: Runtime) -> asyncio.Future[None]:
-    """Do what must not hold up the loop; what the exchange has reserved is held as long."""
+def _later(closing: _Closing, fill_in: Coroutine[object, object, None], runtime: Runtime) -> asyncio.Future[None]:
+    """Fill in what must not hold up the loop, then enqueue; what the exchange has reserved is held as long."""
+    ex = closing.ex
 
     async def done() -> None:
         try:
-            await work
-        finally:
+            await fill_in
+        finally:  # a row that lacks something is better than one that stays open, and its key with it
             ex.counting -= 1
-            _free(ex, runtime)
+            on_disk = _enqueue(closing, runtime)
+        await on_disk
 
     ex.counting += 1
     return runtime.spawn(done())
@@ -176,21 +178,14 @@ def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
     return None
 
 
-async def _price(closing: _Closing, runtime: Runtime) -> None:
-    """Ask the list what the row costs, off the loop, then enqueue."""
-    await price_later(closing.row, closing.address, runtime)
-    await _enqueue(closing, runtime)
-
-
 async def _count(closing: _Closing, text: str, runtime: Runtime) -> None:
-    """Count prompt and answer with a tokenizer, off the loop, then price and enqueue."""
+    """Count prompt and answer with a tokenizer, off the loop, and price them."""
     ex, row = closing.ex, closing.row
     prompt, completion, source = await asyncio.to_thread(_counted, ex, row, text, runtime)
     row.usage = Usage(prompt, completion, prompt + completion)
     row.tokens_source = source
     if not price_now(ex, row, closing.address, runtime):
         await price_later(row, closing.address, runtime)
-    await _enqueue(closing, runtime)
 
 
 def _counted(ex: Exchange, row: LedgerRow, text: str, runtime: Runtime) -> tuple[int, int, Source]:

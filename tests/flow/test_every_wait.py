@@ -18,7 +18,7 @@ from proxyd.clock import Clock
 from proxyd.config.load import examine_file
 from proxyd.config.schema import OnFailure
 from proxyd.daemon.run import Daemon
-from proxyd.flow import handler
+from proxyd.flow import handler, settle
 from proxyd.store.usage import report
 from proxyd.web import rpc, usage
 from proxyd.web.downstream import Downstream
@@ -241,3 +241,20 @@ async def test_reports_whose_askers_have_left_still_count_as_running(house, monk
     finally:
         go_on.set()
     assert (await ask(house.daemon.url, "/v1/usage", method="GET", **own)).status == 200
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("a bug"), asyncio.CancelledError()], ids=["failed", "given up"])
+async def test_an_answer_whose_tokens_could_not_be_counted_is_settled_and_kept(house, origin, monkeypatch, trouble):
+    """Its row does not stay open, nor its key taken."""
+    origin.on("*", stream(delta("fi"), delta("ne", finish="stop"), DONE))
+
+    async def broken(*_given):
+        raise trouble
+
+    monkeypatch.setattr(settle, "_count", broken)
+    own = {"authorization": f"Bearer {_key(1)}", "idempotency-key": "k"}
+    first = await send(house.daemon.url, request("POST", PATH, json.dumps(STREAM).encode(), own))
+    await house.rest(1)
+    assert house.left() == {}
+    again = await send(house.daemon.url, request("POST", PATH, json.dumps(STREAM).encode(), own))
+    assert (first.status, again.status, again.whole, len(origin.requests)) == (200, 200, True, 1)
