@@ -70,8 +70,12 @@ class Reservation:
     account: Account | None = None
     money: int = 0
     """Held of its budget, in the budget's unit."""
+    guessed: bool = False
+    """Nothing bounds the answer: what is held of the budget may be less than it comes to."""
     used: int = 0
     """Tokens of the attempts that are over."""
+    covered: int = 0
+    """Those of them for which as much is held again: another attempt followed."""
     called: bool = False
     """An upstream was called: the request counts."""
 
@@ -123,6 +127,28 @@ class Allowances:
         if refused is not None:
             self.refused(refused.reason)
             raise refusal(refused, limits[refused.scope], guess.prompt + guess.answer)
+
+    async def affords(self, ex: Exchange) -> bool:
+        """Say whether another attempt fits after one that failed: what that has cost comes on top of what was reserved for one."""
+        if ex.reservation is not None and ex.counting:
+            await asyncio.wait(ex.earlier)  # what it has cost is not known yet
+        held = ex.reservation
+        if held is None or held.used == held.covered:
+            return True
+        tokens = held.used - held.covered
+        levels = ratelimit.more({scope: self._level(scope) for scope in held.limits}, held.limits, tokens, self.clock.monotonic())
+        if levels is None:
+            return False
+        if held.account is not None:
+            money = self.budgets.still_holds(held.account, held.money, guessed=held.guessed)
+            if money is None:
+                return False
+            held.money = money
+        for scope, level in levels.items():
+            self._gauges[scope] = _Gauge(level, held.limits[scope])
+        held.tokens += tokens
+        held.covered = held.used
+        return True
 
     def record(self, ex: Exchange, row: LedgerRow) -> None:
         """Note what an attempt has come to; its row is final."""
@@ -203,7 +229,7 @@ class Allowances:
                 raise
         for scope, level in verdict.levels.items():
             self._gauges[scope] = _Gauge(level, wanted.limits[scope])
-        ex.reservation = Reservation(wanted.limits, tokens, now, account, held)
+        ex.reservation = Reservation(wanted.limits, tokens, now, account, held, guessed=wanted.guess.open)
         return None
 
     async def _wait(self, ex: Exchange, wanted: Wanted, queue: Queue, refused: ratelimit.Refused) -> ratelimit.Refused | None:

@@ -91,6 +91,16 @@ class Budgets:
         account.spent = verdict.spent
         return amount
 
+    def still_holds(self, account: Account, amount: int, *, guessed: bool) -> int | None:
+        """What an exchange may go on to hold of what it was granted, after an attempt that cost; None where nothing reaches."""
+        period = self._period(account, self.clock.now_us())
+        current = quota.rolled(account.spent, period)
+        left = account.budget.amount - current.spent - max(0, current.held - amount)
+        if left <= 0 or (left < amount and not guessed):
+            return None
+        account.spent = quota.settle(account.spent, amount - min(amount, left), 0, period)
+        return min(amount, left)
+
     def release(self, account: Account, amount: int) -> None:
         """Free what was held; what was used came by `record`."""
         account.spent = quota.settle(account.spent, amount, 0, self._period(account, self.clock.now_us()))

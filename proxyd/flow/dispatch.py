@@ -45,7 +45,7 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
         step: retry.Try | retry.GiveUp | None = _only(ex, now) if plan is None else None
         if step is None:
             plan = plan or _plan(ex, runtime)
-            step = retry.next_step(plan, history, _facts(ex, now), now, runtime.chance.random())
+            step = await _next(ex, runtime, plan, history)
         told += _tell(ex, runtime, history[told:], again=not isinstance(step, retry.GiveUp))
         if isinstance(step, retry.GiveUp):
             raise _given_up(ex, history, step)
@@ -70,6 +70,15 @@ async def dispatch(ex: Exchange, runtime: Runtime) -> Answer:
             now = runtime.clock.monotonic()
             health.spoke(ticket, now, now - answer.sent_at)
             return answer
+
+
+async def _next(ex: Exchange, runtime: Runtime, plan: retry.Plan, history: list[retry.Attempt]) -> retry.Try | retry.GiveUp:
+    """Decide the next call; none, where those that failed have cost what the caller had left."""
+    now = runtime.clock.monotonic()
+    step = retry.next_step(plan, history, _facts(ex, now), now, runtime.chance.random())
+    if history and isinstance(step, retry.Try) and not await runtime.allowances.affords(ex):
+        return retry.GiveUp("allowance")
+    return step
 
 
 def _tell(ex: Exchange, runtime: Runtime, failed: list[retry.Attempt], *, again: bool) -> int:

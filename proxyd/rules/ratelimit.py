@@ -92,6 +92,17 @@ def request(levels: Mapping[str, Level], limits: Mapping[str, Limits], tokens: i
     return Granted(after)
 
 
+def more(levels: Mapping[str, Level], limits: Mapping[str, Limits], tokens: int, now: float) -> dict[str, Level] | None:
+    """Hold more for an exchange that was granted; None where one of its scopes has no room for it."""
+    after: dict[str, Level] = {}
+    for scope, allowed in limits.items():
+        level = decayed(levels.get(scope, FRESH), allowed, now)
+        if allowed.tpm is not None and level.tokens + (level.held + tokens) * MINUTE > allowed.tpm * MINUTE:
+            return None
+        after[scope] = Level(level.requests, level.tokens, level.stamp, level.held + tokens, level.running)
+    return after
+
+
 def settle(level: Level, limits: Limits, reserved: int, used: int, now: float) -> Level:
     """End an exchange that was granted: what it held is free, and what it used is debt from now on.
 

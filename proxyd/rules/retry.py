@@ -72,7 +72,7 @@ class GiveUp:
     """Tell the client. With no attempt made, every upstream of the route rests."""
 
     reason: str
-    """For the log: `final` `attempts` `resting` `budget` `wait` `exhausted`."""
+    """For the log: `final` `attempts` `resting` `budget` `wait` `exhausted`; `allowance`: its caller's do not reach."""
     retry_after: float | None = None
     """Seconds after which it may be worth while again, where that is known."""
 

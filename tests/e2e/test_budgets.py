@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
+import time
 
 import openai
 import pytest
@@ -22,20 +23,35 @@ CALLERS = {
     "open": {"tokens": 30, "per": "day"},
     "sdk": {"tokens": 10, "per": "day"},
     "money": {"amount": 1, "per": "month"},
+    "failing": {"tokens": 1000, "per": "day"},
     "euros": {"amount": 0.001, "currency": "EUR", "per": "month"},
 }
+
+FAILING = ("failing", "failing-tpm")
 
 
 def key_of(name):
     return f"{name}-key-0123456789"
 
 
+def _pair(name):
+    return [{"upstream": f"{name}-{end}", "model": f"{name}-{end}"} for end in ("one", "two")]
+
+
 def _config(origin):
     price = {"input": 10_000, "output": 10_000}  # dollars for a million: a cent a token
     return {
-        "upstreams": {"origin": at(origin)},
-        "models": {"*": {"upstream": "origin", "retry": {"attempts": 1}, "price": price}},
-        "auth": {"keys": [{"name": name, "key": key_of(name), "budget": budget} for name, budget in CALLERS.items()]},
+        "upstreams": {"origin": at(origin), **{f"{name}-{end}": at(origin) for name in FAILING for end in ("one", "two")}},
+        "models": {
+            "*": {"upstream": "origin", "retry": {"attempts": 1}, "price": price},
+            **{name: {"upstreams": _pair(name), "retry": {"attempts": 2}} for name in FAILING},
+        },
+        "auth": {
+            "keys": [
+                *({"name": name, "key": key_of(name), "budget": budget} for name, budget in CALLERS.items()),
+                {"name": "failing-tpm", "key": key_of("failing-tpm"), "limits": {"tpm": 1000}},
+            ]
+        },
         "timezone": "UTC",
     }
 
@@ -101,6 +117,23 @@ async def test_parallel_requests_never_pass_a_budget(rig):
     assert set(seen) == {200, 429}
     assert sum(given) <= 5000
     assert sum(given) > 4500
+
+
+@pytest.mark.parametrize("name", FAILING)
+async def test_parallel_requests_whose_attempts_fail_and_cost_never_pass_a_budget_or_a_limit(rig, name):
+    told = b'{"error": {"message": "no"}, "usage": {"prompt_tokens": 60, "completion_tokens": 40, "total_tokens": 100}}'
+    rig.origin.on(f"{name}-one", [0.05, *whole(told, status=503)])
+    rig.origin.on(f"{name}-two", [0.05, *whole(completion("hi", prompt=60, produced=40))])
+    text = "w" * 200  # 60 tokens, as they are guessed
+    body = {"model": name, "max_tokens": 40, "messages": [{"role": "user", "content": text}]}
+    began = time.monotonic()
+    assert (await ask(rig.url, PATH, body, **bearer(name))).status == 200
+    assert [row["total_tokens"] for row in await asyncio.to_thread(rig.daemon.settled, name)] == [100, 100]
+    answers = await asyncio.gather(*(ask(rig.url, PATH, body, **bearer(name)) for _ in range(30)))
+    assert {answer.status for answer in answers} >= {429}
+    rows = await asyncio.to_thread(rig.daemon.settled, name)
+    decayed = 0 if name == "failing" else (time.monotonic() - began) * 1000 / 60  # a rate's room comes back
+    assert 500 <= sum(row["total_tokens"] or 0 for row in rows) <= 1000 + decayed
 
 
 async def test_what_runs_is_held_and_what_it_did_not_use_is_given_back(rig):
