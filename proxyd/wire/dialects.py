@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from proxyd.wire.chunk import Chunk, decode_chunk, decode_named, decode_whole, read_chunk
+from proxyd.wire.sse import BOM
 from proxyd.wire.usage import Fault, fault_of, ollama_usage, tgi_usage, usage_of
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def read_error_field(answer: Answer, value: bytes | bytearray) -> None:
 
 def read_body(answer: Answer, body: bytes | bytearray) -> bool:
     """Take in a whole unstreamed body. False if it is not a JSON object or array: then nothing was read."""
+    if body.startswith(BOM):  # noqa: FURB188 - it would copy every bytearray; clients pass over it
+        body = body[len(BOM) :]
     if len(body) <= _LARGE:
         try:
             whole = decode_whole(body)

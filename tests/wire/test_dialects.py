@@ -76,6 +76,17 @@ def test_tgis_whole_body_is_text_finish_and_usage():
         assert (answer.texts(), reading.finish_reasons, reading.usage) == ({0: "Kelp"}, {0: "length"}, Usage(4, 3, 7))
 
 
+def test_a_byte_order_mark_before_a_document_is_passed_over_as_clients_do():
+    """It was paid for: Python's and JavaScript's clients both read it."""
+    answer = Answer()
+    document = {
+        "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+    assert read_body(answer, b"\xef\xbb\xbf" + json.dumps(document).encode())
+    assert answer.reading().usage == Usage(3, 1, 4)
+
+
 def test_streamed_images_and_speech_report_usage():
     usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
     for kind, mark in (("image_generation.completed", Mark.ORDINARY), ("speech.audio.done", Mark.TERMINAL)):
