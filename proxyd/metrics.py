@@ -63,6 +63,8 @@ class Metrics:
         self._families: list[Numbers | Distributions] = []
         self._models: frozenset[str] = frozenset()
         self._upstreams: frozenset[str] = frozenset()
+        self._ever: frozenset[str] = frozenset()
+        """Upstreams that are labels: those of earlier configurations too, under which exchanges may still run."""
         self._endpoints: frozenset[str] = frozenset()
         self._children: dict[tuple[str, str, str], _Children] = {}
         self._tokens: dict[tuple[str, str, Source], Number] = {}
@@ -169,11 +171,12 @@ class Metrics:
     def know(self, models: Iterable[str], upstreams: Iterable[str], endpoints: Iterable[str] = tuple(Endpoint)) -> None:
         """Take the names that may be labels, from the route table and the table of endpoints; all others are counted as OTHER.
 
-        Counters of a model that is gone stay (no counter is reset by a reload); the state of an upstream that is gone
-        is removed, and a new one begins closed.
+        What is gone stays a label: no counter is reset by a reload, and exchanges end under the configuration that they began
+        with. The state of an upstream that is gone is removed, and a new one begins closed.
         """
-        self._models, self._endpoints = frozenset(models), frozenset(endpoints)
+        self._models, self._endpoints = self._models | frozenset(models), frozenset(endpoints)
         before, self._upstreams = self._upstreams, frozenset(upstreams)
+        self._ever |= self._upstreams
         for gone in before - self._upstreams:
             for state in BREAKER_STATES:
                 self._state.remove(gone, state)
@@ -254,7 +257,7 @@ class Metrics:
         return route if route in self._models and route is not None else OTHER
 
     def _upstream(self, name: str) -> str:
-        return name if name in self._upstreams else OTHER
+        return name if name in self._ever else OTHER
 
     # --- within an exchange
 

@@ -217,6 +217,16 @@ def test_absurd_reports_of_an_upstream_break_nothing(count: int) -> None:
     metrics.exchange_ended(replace(ENDING, usage=Usage(count, count, count, count, -count), cost_nano=count, events=2))
 
 
+def test_what_ends_after_a_reload_has_the_names_that_it_began_with() -> None:
+    metrics = known()
+    metrics.know(["new"], ["newer"])
+    metrics.exchange_ended(ENDING)
+    metrics.attempt_failed("fast", "ollama", "upstream_connect", again=False)
+    assert value(metrics, "proxyd_requests_total", **CHAT, status="200") == 1
+    assert value(metrics, "proxyd_attempts_failed_total", upstream="ollama", error="upstream_connect") == 1
+    assert value(metrics, "proxyd_upstream_state", upstream="openai", state="closed") is None
+
+
 def test_a_reload_keeps_the_counters_and_drops_the_state_of_upstreams_that_are_gone() -> None:
     metrics = busy()
     metrics.know(["fast"], ["ollama", "new"])
