@@ -190,14 +190,17 @@ async def _first_word(answer: Answer, limit: float | None, ping: float | None) -
     """Wait for the head and the first event, and give the attempt up when they do not come in time."""
     timer = None
     if limit is not None:
-        late = ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds.")
-        timer = asyncio.get_running_loop().call_later(limit, answer.fail, late)
+        timer = asyncio.get_running_loop().call_later(limit, _late, answer, limit)
     try:
         await answer.started()
         await answer.begun(ping if answer.may_stream else None)
     finally:
         if timer is not None:
             timer.cancel()
+
+
+def _late(answer: Answer, limit: float) -> None:
+    answer.fail(ProxyError("upstream_timeout", f"The upstream did not begin its answer within {limit:g} seconds."))
 
 
 async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer:
