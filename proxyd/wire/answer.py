@@ -47,6 +47,7 @@ class Answer:
         "anthropic",
         "chat",
         "choices",
+        "closed",
         "embeds",
         "fault",
         "finishes",
@@ -68,6 +69,8 @@ class Answer:
         """The first in-band error."""
         self.terminal = False
         """The document that makes the answer whole was seen."""
+        self.closed = False
+        """[DONE] came, and means the end: no client reads what follows."""
         self.text_lost = 0
         self.embeds = embeds
         self.room = text_limit
@@ -166,6 +169,11 @@ class Answer:
         """A service tier, if it is one; the last one counts, as the first may be what was asked for."""
         if isinstance(tier, str) and 0 < len(tier) <= MAX_TIER and tier.isascii():
             self.service_tier = tier
+
+    def blame(self, fault: Fault | None) -> None:
+        """An in-band error, if it is one, the first, and told to anybody."""
+        if self.fault is None and not self.closed:
+            self.fault = fault
 
     def report(self, usage: Usage | None) -> None:
         """A usage report: it replaces earlier ones, never adds; None is none."""

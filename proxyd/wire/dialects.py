@@ -69,14 +69,19 @@ def read_event(answer: Answer, payload: bytes | bytearray, name: bytes = b"") ->
     return _ORDINARY
 
 
+def is_end(payload: bytes | bytearray) -> bool:
+    """Whether it is the event that ends a stream: whatever the event is called, as the SDKs have it."""
+    return len(payload) < 64 and payload.strip() == _DONE
+
+
 def _read_other(answer: Answer, payload: bytes | bytearray, name: bytes) -> Mark:
     """Take in whatever is not an ordinary chunk."""
-    if len(payload) < 64 and payload.strip() == _DONE:
+    if is_end(payload):
         if not answer.own_ending:
-            answer.terminal = True
+            answer.terminal = answer.closed = True
         return Mark.TERMINAL
     doc = decode(payload)
-    answer.fault = answer.fault or fault_of(doc, name)
+    answer.blame(fault_of(doc, name))
     return read_document(answer, doc) if isinstance(doc, dict) else _ORDINARY
 
 
@@ -84,7 +89,7 @@ def read_error_field(answer: Answer, value: bytes | bytearray) -> None:
     """Take in the value of the non-standard SSE field `error:`."""
     doc = decode(value)
     error = doc if isinstance(doc, dict) and doc else bytes(value[:4096]).decode("utf-8", "replace")
-    answer.fault = answer.fault or fault_of({"error": error}) or Fault()
+    answer.blame(fault_of({"error": error}) or Fault())
 
 
 def read_body(answer: Answer, body: bytes | bytearray) -> bool:
@@ -104,7 +109,7 @@ def read_body(answer: Answer, body: bytes | bytearray) -> bool:
     doc = _decode_large(body) if len(body) > _LARGE else decode(body)
     if not isinstance(doc, (dict, list)):
         return False
-    answer.fault = answer.fault or fault_of(doc)
+    answer.blame(fault_of(doc))
     if isinstance(doc, list) and doc:
         doc = doc[0]  # Gemini's errors, TGI's /generate behind some routers
     if isinstance(doc, dict):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from proxyd.errors import TABLE, ProxyError
-from proxyd.wire.dialects import decode
+from proxyd.wire.dialects import decode, is_end
 from proxyd.wire.usage import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def payload(frame: Frame) -> bytes | None:
     error = frame.error
     if error is None:
         data = None if frame.data is None else bytes(frame.data)
-        if data is None or frame.name != b"error" or fault_of(decode(data)) is not None:
+        if data is None or frame.name != b"error" or is_end(data) or fault_of(decode(data)) is not None:
             return data
         error = data
     try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxyd.wire import faults, proto_error
 from proxyd.wire._pb import chat_pb2
+from proxyd.wire.dialects import is_end
 from proxyd.wire.proto_chunk import Facets, Held, about, field, read_choice, usage_field
 from proxyd.wire.proto_exact import Exact, verbatim
 from proxyd.wire.proto_frames import delimited, varint
@@ -106,7 +107,7 @@ class ChunkEncoder:
                 return self._plain_text(text, template.index, now)
         if self.ended:
             return []
-        if event == b"[DONE]":
+        if is_end(event):
             return self.end()
         document, mended = self._halves.read(event)
         fault = fault_of(document)

@@ -12,6 +12,7 @@ from proxyd.clock import Clock
 from proxyd.flow.packer import Packer
 from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.delivery import Delivery
+from proxyd.wire.meter import Format, Meter
 from proxyd.wire.proto_stream import ChunkEncoder
 from tests.wire.pb_samples import STREAMS, messages, sample, sse_data
 
@@ -96,6 +97,39 @@ def test_what_only_looks_plain_is_read_as_it_would_be_alone(events: list[bytes],
         assert told(packed(pieces, Delivery(max_delay_ms=10_000))) == told(packed(pieces, Delivery(max_delay_ms=0)))
     else:
         assert told(packed(pieces, Delivery(max_delay_ms=10_000))) == told(one_by_one)
+
+
+JSONS = [
+    b"null",
+    b"hm",
+    b'"[DONE]"',
+    b"{",
+    b'{"error":',
+    b'{"error":"x"}',
+    b'{"error":{"message":"x"}}',
+    b'{"error":null}',
+    b'{"error":"\xff"}',
+]
+JSONS += [b'[{"error":{"message":"x"}}]', b'{"type":"error"}', b'{"object":"error"}', b'{"choices":[],"usage":{"prompt_tokens":1}}']
+JSONS += [b'{"choices":[],"error":{"code":1}}', b"[DONE]", b" [DONE] "]
+LINES = [
+    *(b"data: " + data for data in JSONS),
+    *(b"error: " + data for data in (b"[DONE]", b"x", b"{}", b"null", b'{"message":"x"}', b"", b"\xff")),
+    *(b"event: error", b"event: x", b"event:", b": comment", b"id: 1", b"data", b"error"),
+    *(event[:-2] for event in (PLAIN % b"one", PLAIN % b"two", *ODD[:4])),
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(LINES), min_size=1, max_size=3), max_size=8), st.integers(1, 400), st.sampled_from([0, 10_000]))
+@settings(max_examples=600)
+def test_a_client_of_frames_is_told_of_an_error_where_the_ledger_is(events: list[list[bytes]], size: int, delay: int) -> None:
+    """Two readers of one stream, one for the row and one for the client: what the one takes for an error is one to the other."""
+    stream = b"".join(b"\n".join(lines) + b"\n\n" for lines in events)
+    meter = Meter(Format.SSE)
+    passed = [meter.feed(stream[at : at + size]) for at in range(0, len(stream), size)]
+    passed += [meter.end(clean=True), meter.take_held()]
+    frames = packed(passed, Delivery(max_delay_ms=delay))
+    assert meter.had_error == any(frame.HasField("error") for frame in frames)
 
 
 @pytest.mark.parametrize("second", SAID)
