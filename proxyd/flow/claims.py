@@ -199,6 +199,9 @@ class Running:
 
     async def forget(self, broadcast: Broadcast) -> None:
         """Forget an answer that has ended, in memory and on disk. Raises ProxyError ledger_unavailable."""
+        ex = self._by_id.get(broadcast.request_id)
+        if ex is not None and ex.task is not None:
+            await asyncio.wait([ex.task])  # its end is being written, and kept after that
         self._forget(broadcast.request_id)
         try:
             await self.claims.forget(broadcast.request_id)

@@ -22,7 +22,9 @@ from proxyd.flow import handler, settle
 from proxyd.store.usage import report
 from proxyd.web import rpc, usage
 from proxyd.web.downstream import Downstream
+from proxyd.wire._pb.chat_pb2 import DeleteChatCompletionRequest
 from proxyd.wire.connect import envelope
+from proxyd.wire.proto import name_text
 from tests.e2e.client import Visit, ask, becomes, chat, request, send
 from tests.e2e.test_protobuf import asked
 from tests.flow.stops import MOST, House, Stop
@@ -258,3 +260,31 @@ async def test_an_answer_whose_tokens_could_not_be_counted_is_settled_and_kept(h
     assert house.left() == {}
     again = await send(house.daemon.url, request("POST", PATH, json.dumps(STREAM).encode(), own))
     assert (first.status, again.status, again.whole, len(origin.requests)) == (200, 200, True, 1)
+
+
+async def test_what_is_forgotten_while_its_end_is_written_is_not_kept(house, origin, monkeypatch):
+    origin.on("*", stream(delta("fi"), delta("ne", finish="stop"), DONE))
+    reached, go_on, count = asyncio.Event(), asyncio.Event(), settle._count
+
+    async def counted(*given):
+        reached.set()
+        await go_on.wait()
+        await count(*given)
+
+    monkeypatch.setattr(settle, "_count", counted)
+    own, url = {"authorization": f"Bearer {_key(1)}"}, house.daemon.url
+    visit = await Visit.open(url)
+    await visit.say(request("POST", PATH, asked("m", stream=True, handle=b"to-forget"), {**own, "content-type": "application/protobuf"}))
+    await reached.wait()
+    order = DeleteChatCompletionRequest(handle=b"to-forget").SerializeToString()
+    kind = {"content-type": "application/proto"}
+    deleting = asyncio.create_task(send(url, request("POST", "/proxyd.v1.ChatService/DeleteChatCompletion", order, {**own, **kind})))
+    await becomes(lambda: len(house.daemon._ports[0].listener.clients) == 2 and house.daemon._ports[0].listener.busy)
+    await asyncio.sleep(0.05)  # it would have gone by now
+    go_on.set()
+    assert (await deleting).status == 200
+    assert (await visit.rest()).whole
+    await visit.leave()
+    name = name_text(b"to-forget")
+    assert (await ask(url, f"/v1/streams/{name}", method="GET", **own)).status == 404
+    assert not house.runtime.running._ended
