@@ -59,11 +59,10 @@ class AsyncClient:
 
     async def _pieces(self, turn: Turn) -> AsyncIterator[str]:
         while (wanted := turn.next_request()) is not None:
-            pause = 0.0
             try:
                 async with self._send(wanted) as response:
                     if response.status >= 300:
-                        pause = turn.refused(response.status, await response.read())
+                        turn.refused(response.status, await response.read())
                     else:
                         async for data in response.content.iter_any():
                             for text in turn.feed(data):
@@ -71,9 +70,9 @@ class AsyncClient:
                         for text in turn.end():
                             yield text
             except _BROKEN as error:
-                pause = turn.cut(broken(error))
-            if pause:
-                await self._sleep(pause)
+                turn.cut(broken(error))
+            if turn.pause:
+                await self._sleep(turn.pause)
 
     def _send(self, wanted: Request) -> aiohttp.client._RequestContextManager:
         if self._session is None:

@@ -53,23 +53,22 @@ class Client:
 
     def _pieces(self, turn: Turn) -> Iterator[str]:
         while (wanted := turn.next_request()) is not None:
-            pause = 0.0
             try:
                 response = self._send(wanted)
                 if response.status >= 300:
-                    pause = turn.refused(response.status, response.read())
+                    turn.refused(response.status, response.read())
                 else:
                     while data := response.read1(65536):
                         yield from turn.feed(data)
                     yield from turn.end()
             except _BROKEN as error:
                 self.close()
-                pause = turn.cut(broken(error))
+                turn.cut(broken(error))
             except (Failure, GeneratorExit):
                 self.close()
                 raise
-            if pause:
-                self._sleep(pause)
+            if turn.pause:
+                self._sleep(turn.pause)
 
     def _send(self, wanted: Request) -> http.client.HTTPResponse:
         tls, host, port, prefix = self._address

@@ -1,7 +1,7 @@
 """One turn, without its transport: what to send, what has come, and what to do when the line breaks.
 
-Both clients drive it the same way: `next_request` says what to send; the answer's bytes go into `feed`; `cut` is told when the
-line broke. `None` from `next_request` means that the answer is whole.
+Both clients drive it the same way: `next_request` says what to send; the answer's bytes go into `feed`, and their end is told to
+`end`; `cut` is told when the line broke. Then `pause` is waited for. `None` from `next_request` means that the answer is whole.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Turn:
         "_unary",
         "came",
         "finish_reason",
+        "pause",
         "reasoning",
         "received",
         "sent",
@@ -108,6 +109,8 @@ class Turn:
         """Bytes of bodies, up and down."""
         self.trouble: Failure | None = None
         """Why the last attempt was cut short; what is raised when patience ends."""
+        self.pause = 0.0
+        """Seconds to wait before the next attempt."""
         self.text = ""
         self.reasoning = ""
         self.finish_reason: str | None = None
@@ -116,6 +119,7 @@ class Turn:
 
     def next_request(self) -> Request | None:
         """Say what to send now: the question, or, once frames have come, for what follows them; None: all is there."""
+        self.pause = 0.0
         if self.finish_reason is not None:
             return None
         if self._began and self._message.stream:
@@ -124,20 +128,22 @@ class Turn:
         self.sent += len(body)
         return Request("POST", CHAT, body)
 
-    def feed(self, data: bytes) -> list[str]:
-        """Take bytes of a successful answer; returns the pieces of text in it. Raises Failure for an error frame."""
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Take bytes of a successful answer; gives the pieces of text in it, then raises Failure for an error frame behind them."""
         self._began = True
         self.came += len(data)
         if not self._message.stream:
             self._unary += data
             if len(self._unary) > MAX_ANSWER:
                 raise Failure("The answer is too long.", code="too_long")
-            return []
+            return
         try:
             frames = [parse(chat_pb2.ChatCompletionChunk, message) for message in self._reader.feed(data)]
         except ProxyError as error:
             raise Failure(f"That is no proxyd stream: {error.message}", code="bad_answer") from None
-        return [text for frame in frames if (text := self._frame(frame))]
+        for frame in frames:
+            if text := self._frame(frame):
+                yield text
 
     def end(self) -> list[str]:
         """The body ended as it should. A whole answer is read now; a stream without a finish was cut further up."""
@@ -157,25 +163,26 @@ class Turn:
             self.tool_calls = dict(enumerate(choice.message.tool_calls))
         return [self.text] if self.text else []
 
-    def cut(self, trouble: Failure | None = None) -> float:
-        """The line broke, or could not be had, for a reason. Returns how many seconds to wait; raises it when patience ends."""
+    def cut(self, trouble: Failure | None = None) -> None:
+        """The line broke, or could not be had, for a reason, which is raised when patience ends."""
         self.trouble = trouble or Failure("The connection broke.")
         self._reader = FrameReader(MAX_ANSWER)  # a frame that came in part comes again, whole
         self._unary.clear()
         self._idle += 1
         if self._idle > self._patience:
             raise self.trouble
-        return 0.0 if self._idle == 1 else min(0.25 * 2**self._idle, 30.0)
+        self.pause = 0.0 if self._idle == 1 else min(0.25 * 2**self._idle, 30.0)
 
-    def refused(self, status: int, body: bytes) -> float:
-        """Take an answer outside 2xx. Returns the seconds to wait before the next attempt, or raises Failure."""
+    def refused(self, status: int, body: bytes) -> None:
+        """Take an answer outside 2xx. Raises Failure, but where another attempt is worth it."""
         if status == 404 and self._began and not self.received:
             self._began = False  # the line broke before the question arrived: ask again, under the same handle
-            return self.cut()
+            self.cut()
+            return
         trouble = _refusal(status, body)
-        if status in RETRIED:
-            return self.cut(trouble)
-        raise trouble
+        if status not in RETRIED:
+            raise trouble
+        self.cut(trouble)
 
     def _frame(self, frame: chat_pb2.ChatCompletionChunk) -> str:
         self.received += 1

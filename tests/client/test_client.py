@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from proxyd.client import AsyncClient, Client, Failure, Settings
+from proxyd.client.turn import Turn, request
 from proxyd.wire._pb import chat_pb2 as pb
 from proxyd.wire.proto import name_text
 from proxyd.wire.proto_frames import delimited
@@ -88,26 +89,26 @@ class Connection(socketserver.StreamRequestHandler):
         return False
 
 
-def talk(kind: str, script: Script, act: str, *arguments: str) -> tuple[list[str], object]:
+def talk(kind: str, script: Script, act: str, *arguments: str, slept: list[float] | None = None) -> tuple[list[str], object]:
     """What a client of either kind gets: the pieces, and the turn behind them."""
+    told = [] if slept is None else slept
     with Scripted(script) as server:
         settings = Settings(server.url, "pxd_key", "m", timeout=20)
         try:
             if kind == "blocking":
-                with Client(settings, sleep=lambda _: None) as client:
+                with Client(settings, sleep=told.append) as client:
                     answer = getattr(client, act)(*arguments)
                     return list(answer), answer.turn
-            return asyncio.run(talk_async(settings, act, arguments))
+            return asyncio.run(talk_async(settings, act, arguments, told))
         finally:
             server.shutdown()
 
 
-async def no_sleep(_: float) -> None:
-    await asyncio.sleep(0)
+async def talk_async(settings: Settings, act: str, arguments: tuple[str, ...], told: list[float]) -> tuple[list[str], object]:
+    async def sleep(seconds: float) -> None:
+        told.append(seconds)
 
-
-async def talk_async(settings: Settings, act: str, arguments: tuple[str, ...]) -> tuple[list[str], object]:
-    async with AsyncClient(settings, sleep=no_sleep) as client:
+    async with AsyncClient(settings, sleep=sleep) as client:
         answer = await client.ask(*arguments) if act == "ask" else getattr(client, act)(*arguments)
         return [text async for text in answer], answer.turn
 
@@ -152,6 +153,23 @@ def test_a_body_that_ends_without_a_finish_was_cut_further_up(kind: str) -> None
     pieces, _ = talk(kind, script, "stream", "Count")
     assert "".join(pieces) == TEXT
     assert [line.split()[0] for line, _, _ in script.requests] == ["POST", "GET", "GET"]
+
+
+@BOTH
+def test_a_front_that_ends_every_body_at_once_is_given_time(kind: str) -> None:
+    slept: list[float] = []
+    script = Script([Step(FRAMES[0]), Step(b""), Step(b""), Step(b"".join(FRAMES[1:]))])
+    pieces, _ = talk(kind, script, "stream", "Count", slept=slept)
+    assert "".join(pieces) == TEXT
+    assert slept == [1.0, 2.0]
+
+
+def test_text_that_comes_in_one_packet_with_an_error_is_given_before_it() -> None:
+    turn, told = Turn(request("Count", "m", stream=True), Settings("http://localhost")), []
+    error = delimited(pb.ChatCompletionChunk(error=pb.Error(message="It broke off.", code="upstream_cut")).SerializeToString())
+    with pytest.raises(Failure, match="broke off"):
+        told.extend(turn.feed(b"".join([*FRAMES[:2], error])))
+    assert told == ["One ", "two "]
 
 
 @BOTH
@@ -215,6 +233,10 @@ def test_a_whole_answer_is_one_message_and_asked_for_again_after_a_cut(kind: str
     assert (pieces, turn.finish_reason, turn.usage.prompt_tokens) == ([TEXT], "length", 1)
     assert script.questions()[0] == script.questions()[1]
     assert script.questions()[0].stream is False
+
+
+async def no_sleep(_: float) -> None:
+    await asyncio.sleep(0)
 
 
 def chat_turns(kind: str, script: Script, *questions: str) -> None:
