@@ -173,6 +173,8 @@ def _facts(ex: Exchange, row: LedgerRow, answer: Answer | None) -> str | None:
         if reading.usage is not None:
             row.usage, row.tokens_source = reading.usage, Source.UPSTREAM
             return None
+    if answer.call is None:  # nothing was sent: it ended while it waited for a connection
+        return None
     if row.state is State.DONE or (row.error in WORKING and answer.status < 400):
         return answer.meter.produced() if answer.meter is not None else ""
     return None

@@ -56,6 +56,23 @@ async def test_a_client_that_says_it_will_send_no_more_has_left(hasty):
     await visit.leave()
 
 
+async def test_a_client_that_leaves_before_its_request_was_sent_has_used_up_nothing(launch, origin):
+    """The row stands, for the call was about to be made; but no upstream has read the prompt."""
+    daemon = launch(upstreams={"origin": at(origin, max_connections=1)}, models={"*": "origin"})
+    origin.on("first", stream(delta("a"), ending=Ending.HANG))
+    first = await begin(daemon, "first")
+    await first.until(delta("a"))
+    second = await (await Visit.open(daemon.url)).post(PATH, chat("second"))
+    await becomes(lambda: daemon.rows("second"))
+    await second.leave()
+    (row,) = daemon.settled("second")
+    assert (row["state"], row["error"]) == ("cancelled", "client_gone")
+    assert (row["prompt_tokens"], row["completion_tokens"], row["tokens_source"]) == (None, None, "none")
+    await first.leave()
+    assert daemon.settled("first")[0]["prompt_tokens"] > 0  # that one was read
+    assert not origin.asked("second")
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_client_that_takes_nothing_of_its_answer_is_let_go(hasty, streamed):
     model = f"stuck-{streamed}"
