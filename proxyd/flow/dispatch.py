@@ -211,9 +211,10 @@ async def _judge(answer: Answer, secret: str | None, runtime: Runtime) -> Answer
         # Only an answer that begins so: whether a later error came in the same packet must not decide what the client sees.
         if answer.streams and answer.had_error and answer.meter is not None and not answer.meter.produced():
             raise in_band(answer.meter.last_error, secret)
-        if answer.failure is not None and not answer.ready:
+        begun = answer.meter is not None and answer.meter.begun  # comments are no answer, and nobody has had them yet
+        if answer.failure is not None and not (answer.ready and begun):
             raise answer.failure
-        if answer.over and not answer.ready and answer.meter is not None and not answer.meter.begun:
+        if answer.over and not begun:
             raise ProxyError("upstream_incomplete", "The upstream's answer is empty.")
         await _judge_document(answer, secret)
         return answer

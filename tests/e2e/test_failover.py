@@ -100,6 +100,9 @@ FIRST_FAILS = {
     "silent": [Ending.HANG],
     "error-event-first": stream(event(ERROR), DONE),
     "comment-then-error": stream(b": OPENROUTER PROCESSING\n\n", event(ERROR)),
+    "comment-then-end": stream(b": OPENROUTER PROCESSING\n\n"),
+    "comment-then-cut": stream(b": OPENROUTER PROCESSING\n\n", ending=Ending.CLOSE),
+    "comment-then-reset": stream(b": OPENROUTER PROCESSING\n\n", 0.02, ending=Ending.RESET),
     "cut-before-an-event": stream(b'data: {"choi', ending=Ending.CLOSE),
 }
 
