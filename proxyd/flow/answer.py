@@ -91,7 +91,7 @@ class Answer:
                 self._wake()
         if self.first_at is None and meter.begun:
             self.first_at = now
-        if meter.ended and self._grace is None:
+        if meter.ended and self._grace is None and not self.over:  # whoever was pushed may have given it up
             self._grace = asyncio.get_running_loop().call_later(END_GRACE, self._expire)
 
     def end(self, failure: ProxyError | None) -> None:
@@ -153,12 +153,14 @@ class Answer:
         A stream whose head has come is not made to wait longer: its client is told of the head then, and kept alive by comments.
         """
         timer = None if patience is None else asyncio.get_running_loop().call_later(patience, self._wake)
-        while not self.over and not (self.meter is not None and self.meter.begun) and self._ready_size <= READY_LIMIT:
-            await self._wait()
-            if timer is not None and self.may_stream and self.clock.monotonic() >= timer.when():
-                break
-        if timer is not None:
-            timer.cancel()
+        try:
+            while not self.over and not (self.meter is not None and self.meter.begun) and self._ready_size <= READY_LIMIT:
+                await self._wait()
+                if timer is not None and self.may_stream and self.clock.monotonic() >= timer.when():
+                    break
+        finally:
+            if timer is not None:
+                timer.cancel()  # it holds the answer, also one whose client has left
 
     async def ended(self) -> None:
         """Wait for the end."""
