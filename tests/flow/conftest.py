@@ -19,9 +19,9 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str, Stop], None
     def stops(where: object, verb: str, stop: Stop) -> None:
         original = getattr(where, verb)
 
-        def once(*given: Any) -> Coroutine[Any, Any, Any]:
+        def once(*given: Any, **more: Any) -> Coroutine[Any, Any, Any]:
             monkeypatch.undo()
-            return stop.over(original(*given))
+            return stop.over(original(*given, **more))
 
         monkeypatch.setattr(where, verb, once)
 

@@ -19,6 +19,7 @@ from proxyd.config.load import examine_file
 from proxyd.config.schema import OnFailure
 from proxyd.daemon.run import Daemon
 from proxyd.flow import handler, settle
+from proxyd.flow.broadcast import Broadcast
 from proxyd.store.usage import report
 from proxyd.web import rpc, usage
 from proxyd.web.downstream import Downstream
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from tests.origin import Origin
 
 PATH = "/v1/chat/completions"
+CALLS = "/proxyd.v1.ChatService/"
 
 
 def _key(at: int) -> str:
@@ -77,6 +79,9 @@ KINDS = {
     "retried": (chat("m"), {}),
     "queued": (chat("m"), {}),
     "repeated": (STREAM, {"idempotency-key": "key"}),
+    "joined": (STREAM, {"idempotency-key": "key"}),
+    "called": (asked("m"), {"content-type": "application/proto", "connect-timeout-ms": "60000"}),
+    "called stream": (envelope(asked("m")), {"content-type": "application/connect+proto", "connect-timeout-ms": "60000"}),
     "drained": (chat("d"), {}),
     "drained stream": ({**STREAM, "model": "d"}, {}),
     "drained turn": ({"model": "d", "message": "Say something.", "stream": True}, {}),
@@ -93,7 +98,8 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
     kind, verb = case
     document, headers = KINDS[kind]
     answers = {True: stream(delta("fi"), 0.001, delta("ne", finish="stop"), DONE), False: whole(completion("fine"))}
-    pause, failures = [0.03] if kind == "queued" else [], iter([])
+    pause, failures = [0.03] if kind in ("queued", "joined") else [], iter([])
+    path = {"called": f"{CALLS}CreateChatCompletion", "called stream": f"{CALLS}StreamChatCompletion"}.get(kind, PATH)
 
     def play(seen):
         return next(failures, [*pause, *answers[bool(seen.json().get("stream"))]])
@@ -102,7 +108,7 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
     url, ended = house.daemon.url, 0
     for at in range(1, MOST):
         own = {"authorization": f"Bearer {_key(at)}", **headers}
-        body = json.dumps(document).encode()
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
         first = None
         if "turn" in kind.split():
             begun = (await ask(url, "/v1/conversations", {}, **own)).json()["conversation_id"]
@@ -110,28 +116,54 @@ async def test_nothing_is_left_behind(house, origin, stops, case, late):
         elif kind == "retried":
             failures = iter([whole(b'{"error": {"message": "down"}}', status=500)])
         elif kind == "repeated":
-            assert (await send(url, request("POST", PATH, body, own))).status == 200
+            assert (await send(url, request("POST", path, body, own))).status == 200
             ended += 1
-        elif kind == "queued":
-            first = asyncio.create_task(send(url, request("POST", PATH, body, own)))
+        elif pause:
+            first = asyncio.create_task(send(url, request("POST", path, body, own)))
             await becomes(house.occupied)
             ended += 1
         stop = Stop(at, late)
         stops(handler, verb, stop)
         visit = await Visit.open(url)
-        await visit.say(request("POST", PATH, body, own))
+        await visit.say(request("POST", path, body, own))
         ended += 1
         await house.rest(ended)
         await visit.leave()
         assert first is None or (await first).status == 200
         assert house.left() == {}, f"stopped at wait {at}"
-        again = await send(url, request("POST", PATH, body, own))
+        again = await send(url, request("POST", path, body, own))
         ended += 1
         assert (again.status, again.whole) == (200, True), f"stopped at wait {at}: {again.body!r}"
         await house.rest(ended)
         if "turn" in kind.split():
             kept = (await ask(url, f"/v1/conversations/{begun}", method="GET", authorization=own["authorization"])).json()
             assert {message["content"] for message in kept["messages"]} == {"Say something.", "fine"}, f"stopped at wait {at}"
+        if stop.waits < at:
+            break
+    assert stop.waits < at < MOST
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+async def test_a_stream_goes_on_without_one_who_has_come_back_to_it(house, origin, stops, late):
+    origin.on("*", stream(delta("fi"), 0.03, delta("ne", finish="stop"), DONE))
+    for at in range(1, MOST):
+        own = {"authorization": f"Bearer {_key(at)}", "idempotency-key": "key"}
+        first = await Visit.open(house.daemon.url)
+        await first.say(request("POST", PATH, json.dumps(STREAM).encode(), own))
+        await first.head()
+        stop = Stop(at, late)
+        stops(Broadcast, "listen", stop)
+        second = await Visit.open(house.daemon.url)
+        await second.say(request("GET", "/v1/streams/key?received=1", headers={"authorization": own["authorization"]}))
+        await becomes(lambda stop=stop: stop.waits)
+        assert (await first.rest()).whole
+        await house.rest(at)
+        assert house.left() == {}
+        listened = [ended.broadcast._listeners for ended in house.runtime.running._ended.values()]
+        assert len(listened) == at
+        await becomes(lambda listened=listened: not any(listened))
+        await first.leave()
+        await second.leave()
         if stop.waits < at:
             break
     assert stop.waits < at < MOST
@@ -195,7 +227,7 @@ async def test_a_time_limit_that_is_over_with_the_answer_adds_nothing_to_it(hous
     headers = {"content-type": "application/connect+proto", "connect-timeout-ms": "60000", "idempotency-key": "k"}
     headers["authorization"] = f"Bearer {_key(1)}"
     visit = await Visit.open(house.daemon.url)
-    await visit.say(request("POST", "/proxyd.v1.ChatService/StreamChatCompletion", envelope(asked("m")), headers))
+    await visit.say(request("POST", f"{CALLS}StreamChatCompletion", envelope(asked("m")), headers))
     assert (await visit.rest()).whole
     assert limits[-1].expired()
     await visit.say(request("GET", "/v1/models", headers={"authorization": headers["authorization"]}))
@@ -278,7 +310,7 @@ async def test_what_is_forgotten_while_its_end_is_written_is_not_kept(house, ori
     await reached.wait()
     order = DeleteChatCompletionRequest(handle=b"to-forget").SerializeToString()
     kind = {"content-type": "application/proto"}
-    deleting = asyncio.create_task(send(url, request("POST", "/proxyd.v1.ChatService/DeleteChatCompletion", order, {**own, **kind})))
+    deleting = asyncio.create_task(send(url, request("POST", f"{CALLS}DeleteChatCompletion", order, {**own, **kind})))
     await becomes(lambda: len(house.daemon._ports[0].listener.clients) == 2 and house.daemon._ports[0].listener.busy)
     await asyncio.sleep(0.05)  # it would have gone by now
     go_on.set()
