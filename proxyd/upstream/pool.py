@@ -74,7 +74,7 @@ class Pool:
         if connection is None:
             try:
                 async with asyncio.timeout(timeout):
-                    connection = await self._connect()
+                    connection = await self._connect(fresh=fresh)
             except TimeoutError:
                 raise ProxyError("upstream_connect_timeout", "The upstream could not be connected to in time.") from None
         connection.send(head, body, sink)
@@ -127,10 +127,12 @@ class Pool:
 
     # Opening.
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, *, fresh: bool) -> Connection:
         while self._connecting + len(self._members) >= self._limit:
             if (connection := self._take()) is not None:
-                return connection
+                if not fresh:
+                    return connection
+                connection.discard()  # its place is free when it is gone
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:

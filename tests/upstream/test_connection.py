@@ -13,7 +13,7 @@ from proxyd.errors import ProxyError
 from proxyd.upstream import http
 from proxyd.upstream.pool import Pool
 from tests.e2e.client import becomes
-from tests.origin import HANG, Ending, delta, stream
+from tests.origin import HANG, Ending, delta, stream, whole
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -74,3 +74,25 @@ async def test_a_probe_that_cannot_connect_leaves_no_pool_open(monkeypatch):
         await door.probe("/")
     assert [each.closed for each in made] == [False, True]
     door.close()
+
+
+async def test_a_call_that_must_not_be_reused_is_not_where_the_pool_is_full_of_idle_connections(origin):
+    """It is the second try after one that had gone stale: the others may have, too."""
+    origin.on("/v1/chat", whole(b"{}"))
+    pool = Pool(Upstream(Kind.OPENAI, origin.url, max_connections=1), origin.url, Clock())
+    head = b"POST /v1/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+
+    class Whole(Ignore):
+        over = False
+
+        def end(self, failure):
+            self.over = failure is None
+
+    reused = []
+    for fresh in (False, False, True):
+        sink = Whole()
+        call = await pool.call(head, b"", sink, HANG, fresh=fresh)
+        reused.append(call.reused)
+        await becomes(lambda sink=sink: sink.over)
+    assert reused == [False, True, False]
+    pool.close()
