@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Self
 
 import aiohttp
@@ -11,7 +12,7 @@ from yarl import URL
 from proxyd.client.turn import Answer, Failure, Prompt, Request, Settings, Transcript, Turn, broken, request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 _BROKEN = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
 _NEEDLESS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -28,6 +29,7 @@ class AsyncClient:
         self._base = str(URL.build(scheme="https" if tls else "http", host=host, port=port, path=prefix))
         self._session: aiohttp.ClientSession | None = None
         self._sleep = sleep
+        self._coming: set[aiohttp.ClientResponse] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -36,10 +38,12 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections; answers that still come end with a Failure."""
+        session, self._session = self._session, None
+        for response in list(self._coming):
+            response.close()  # else whoever reads it would wait for ever
+        if session is not None:
+            await session.close()
 
     def stream(self, prompt: Prompt) -> Answer[AsyncIterator[str]]:
         """Ask, and give the answer as it comes; nothing is sent before it is iterated. Raises Failure while iterating."""
@@ -61,18 +65,30 @@ class AsyncClient:
         while (wanted := turn.next_request()) is not None:
             try:
                 async with self._send(wanted) as response:
-                    if response.status >= 300:
-                        turn.refused(response.status, await response.read())
-                    else:
-                        async for data in response.content.iter_any():
-                            for text in turn.feed(data):
+                    with self._known(response):
+                        if response.status >= 300:
+                            turn.refused(response.status, await response.read())
+                        else:
+                            async for data in response.content.iter_any():
+                                for text in turn.feed(data):
+                                    yield text
+                            for text in turn.end():
                                 yield text
-                        for text in turn.end():
-                            yield text
             except _BROKEN as error:
+                if self._session is None:
+                    raise Failure("The client was closed before the answer was whole.", code="closed") from None
                 turn.cut(broken(error))
             if turn.pause:
                 await self._sleep(turn.pause)
+
+    @contextlib.contextmanager
+    def _known(self, response: aiohttp.ClientResponse) -> Iterator[None]:
+        """Let `close` end a response that comes."""
+        self._coming.add(response)
+        try:
+            yield
+        finally:
+            self._coming.discard(response)
 
     def _send(self, wanted: Request) -> aiohttp.client._RequestContextManager:
         if self._session is None:

@@ -314,3 +314,23 @@ def test_ones_own_request_is_sent_as_it_is_and_left_as_it_was() -> None:
         client.close()
         server.shutdown()
     assert (script.questions()[0].temperature, own.stream, own.handle) == (0.5, False, b"")
+
+
+async def test_a_client_that_is_closed_while_an_answer_comes_does_not_begin_anew() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(FRAMES[0]), FRAMES[0]))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with AsyncClient(Settings(f"http://{host}:{port}", model="m")) as client:
+        pieces = aiter(client.stream("Count"))
+        assert await anext(pieces) == "One "
+        going_on = asyncio.create_task(anext(pieces))
+        await asyncio.sleep(0)
+    with pytest.raises(Failure, match="was closed"):
+        await asyncio.wait_for(going_on, 10)
+    assert client._session is None
+    server.close()
