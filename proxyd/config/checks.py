@@ -13,7 +13,7 @@ from proxyd.config.issuers import check_issuers
 from proxyd.config.mistakes import meant
 from proxyd.config.not_built import NOT_BUILT_DATABASES, told
 from proxyd.config.patterns import covers
-from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Strategy, Upstream
+from proxyd.config.schema import FIXED_MEMBERS, Auth, Environment, Kind, Model, Rates, Upstream
 from proxyd.config.tree import Scalar, shown
 from proxyd.config.units import moment
 from proxyd.config.zones import zone
@@ -61,7 +61,7 @@ def _slips(draft: Draft) -> Iterable[Mistake]:
             at: Path = ("upstreams", name, "base_url")
             yield draft.noted(at, "'base_url' has no path; most servers that speak like OpenAI are asked under /v1")
     for name, route in draft.values["models"].items():
-        if route.strategy is not Strategy.WEIGHTED:
+        if ("models", name, "strategy") not in draft.places:  # who writes another one keeps the weights for a while
             for path, target in draft.items(("models", name, "upstreams"), route.upstreams):
                 if target.weight != 1:
                     yield draft.noted((*path, "weight"), "'weight' counts only with strategy: weighted")

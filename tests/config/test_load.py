@@ -454,6 +454,11 @@ def test_what_is_likely_a_slip_is_warned_of(text, warning):
     assert [str(each) for each in loaded.warnings] == [f"c.yaml:{warning}"]
 
 
+def test_weights_beside_a_strategy_that_was_chosen_are_no_slip():
+    text = BASE + "  x: {upstreams: [ollama, {upstream: openai, weight: 3}], strategy: failover}\n"
+    assert examine(text, filename="c.yaml", secrets=secrets()).warnings == ()
+
+
 def test_a_file_is_read_with_its_env_and_its_secret_files(tmp_path):
     (tmp_path / "config.yaml").write_text(
         BASE + 'auth: {keys: [{name: a, key: "${file:key.txt}"}, {name: b, key: "${credential:c}"}]}\nlisten: ${L}\n'
