@@ -134,9 +134,7 @@ class Fuzz:
         finally:
             await visit.leave()
         self.findings.statuses[str(answer.status)] = self.findings.statuses.get(str(answer.status), 0) + 1
-        *before, row = await asyncio.to_thread(self.daemon.settled, model)
-        if any(attempt["error"] != "upstream_stale" for attempt in before):  # which is sent once more, and the only one that is
-            self._wrong(model, case, f"more than one attempt: {before}")
+        row = await self.row(model, case)
         body = answer.body
         if answer.status == 500 and b'"internal"' in body:
             self._wrong(model, case, "internal")
@@ -152,6 +150,13 @@ class Fuzz:
             self._wrong(model, case, f"bytes differ at {same}: {rest[:80]!r}")
         elif rest and b'{"error"' not in body[max(0, same - 300) :]:  # which may begin as an event does
             self._wrong(model, case, f"neither the upstream's bytes nor an error at {same}: {rest[:80]!r}")
+
+    async def row(self, model: str, case: Case) -> dict:
+        """What has become of the one request for a model."""
+        *before, row = await asyncio.to_thread(self.daemon.settled, model)
+        if any(attempt["error"] != "upstream_stale" for attempt in before):  # which is sent once more, and the only one that is
+            self._wrong(model, case, f"more than one attempt: {before}")
+        return row
 
     async def _client(self, count: int) -> None:
         chance = self._chance

@@ -230,7 +230,7 @@ class ProtobufFuzz:
                 continue
             finally:
                 await visit.leave()
-            (row,) = await asyncio.to_thread(self._fuzz.daemon.settled, model)
+            row = await self._fuzz.row(model, case)
             self._fuzz.origin.forget(model)
             self._fuzz.findings.answers += 1
             self._check_frames(model, case.name, answer, row)
