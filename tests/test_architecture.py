@@ -97,6 +97,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("purity", "rules/pricelist.py: imports threading"): "a lock: the list is read on a worker thread, once",
     ("tasks", "flow/runtime.py: makes tasks"): "the supervisor",
     ("tasks", "store/db.py: makes tasks"): "the one writer; close() waits for it, and its failure is told by it",
+    ("blanket", "daemon/run.py: catches everything"): "a chore with a bug is logged and begins anew: the daemon runs for months",
     ("blanket", "flow/handler.py: catches everything"): "a bug of ours is the client's 500, and logged",
     ("blanket", "cli/__init__.py: catches everything"): "commands end with a line on stderr, not with a traceback",
     ("blanket", "store/writer.py: catches everything"): "one bad operation must not fail its whole batch",

@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxyd.config.address import parse_address
 from proxyd.daemon import boot
@@ -28,7 +28,7 @@ from proxyd.web.ops import OpsApp
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from proxyd.clock import Clock
@@ -47,6 +47,8 @@ CHECKPOINT_SECONDS = 1.0
 PRUNE_SECONDS = 300.0
 CUT_SECONDS = 0.5
 """How long a broken answer's last words may take."""
+AGAIN_SECONDS = 10.0
+"""Until a chore that failed begins anew."""
 SETTLE_SECONDS = 10.0
 """How long counting and writing may take after the last exchange has ended."""
 
@@ -77,8 +79,8 @@ class Daemon:
         self.url = ""
         self.ops_url = ""
 
-    async def start(self, log: Log | None) -> None:
-        """Open everything and listen; each finished exchange gets a line in the log.
+    async def start(self, access: Log | None) -> None:
+        """Open everything and listen; each finished exchange gets a line in `access`.
 
         Raises RefusedError, StoreError, OSError (an address that is in use).
         """
@@ -100,18 +102,19 @@ class Daemon:
             await self._database.close()
             raise
         self._heartbeat = Heartbeat(self._clock, self._runtime.metrics, self._notifier, feed)
-        if log is not None:
-            self._runtime.observers.append(log.access_line)
-            self._runtime.gauges.append(lambda: self._runtime.metrics.log_dropped(log.writer.dropped))
+        if access is not None:
+            self._runtime.observers.append(access.access_line)
+            self._runtime.gauges.append(lambda: self._runtime.metrics.log_dropped(access.writer.dropped))
+        for warning in boot.shared_names(self.config, keyring):
+            log.warning("%s", warning)
         self._reloadable(listen)
-        self._chores += [
-            self._runtime.spawn(self._heartbeat.beat()),
-            self._runtime.spawn(self._runtime.checkpoint(CHECKPOINT_SECONDS)),
-            self._runtime.spawn(self._runtime.prune(PRUNE_SECONDS)),
-            self._runtime.spawn(probe(self._runtime)),
-            self._runtime.spawn(self._runtime.allowances.sweep()),
-            self._runtime.spawn(self._runtime.keyring.note_use()),
-        ]
+        runtime = self._runtime
+        self._chore("the heartbeat", self._heartbeat.beat)
+        self._chore("checkpoints", lambda: runtime.checkpoint(CHECKPOINT_SECONDS))
+        self._chore("pruning", lambda: runtime.prune(PRUNE_SECONDS))
+        self._chore("probes", lambda: probe(runtime))
+        self._chore("forgetting idle limits", runtime.allowances.sweep)
+        self._chore("the last use of keys", runtime.keyring.note_use)
         try:
             self.url = await self._listen(self.config.listen, App(self._runtime), handed.get("clients"), self._certificate)
             if self.config.ops.listen is not None or "ops" in handed:
@@ -169,7 +172,21 @@ class Daemon:
             environ, key = self._environ, self.key
             self._reloader = Reloader(self._runtime, self._notifier, self._files, environ, listen, key, self._seen, self._certificate)
             self._runtime.reload = self._reloader.reload
-            self._chores.append(self._runtime.spawn(watch(self._reloader)))
+            reloader = self._reloader
+            self._chore("the watch over the file", lambda: watch(reloader))
+
+    def _chore(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run what goes on as long as the daemon does. A bug in it is logged, and does not end it for good."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                except Exception:
+                    log.exception("%s failed, and begins anew in %g seconds", name, AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)
+
+        self._chores.append(self._runtime.spawn(forever()))
 
     async def _listen(self, address: str, app: App, handed: socket.socket | None, certificate: Certificate | None = None) -> str:
         listener = Listener(app, lambda: self._runtime.snapshot.config.limits)
@@ -179,8 +196,6 @@ class Daemon:
 
     async def _close(self) -> None:
         """Close in the order that loses nothing: clients, counting, connections, database."""
-        for warning in boot.shared_names(self.config, self._runtime.keyring):
-            log.warning("%s", warning)
         for chore in self._chores:
             chore.cancel()
         for port in self._ports:

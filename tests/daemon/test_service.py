@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -10,6 +11,9 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from proxyd.clock import Clock
+from proxyd.config.load import load_file
+from proxyd.daemon import run
 from tests.daemon.scrape import series
 from tests.e2e.client import Visit, ask, becomes, chat, happens, send
 from tests.e2e.client import request as raw
@@ -51,6 +55,26 @@ def test_a_watchdog_that_makes_no_sense_is_refused(tmp_path, origin):
     assert child.wait() == 1
     assert "WATCHDOG_USEC is not a number" in child.log
     child.end()
+
+
+async def test_a_chore_that_fails_is_logged_and_begins_anew(tmp_path, monkeypatch, caplog):
+    """It runs for months: one bad moment must not end pruning, checkpoints or probes for good."""
+    came = []
+
+    async def probe(_runtime):
+        came.append(1)
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(run, "probe", probe)
+    monkeypatch.setattr(run, "AGAIN_SECONDS", 0.01)
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(settings(upstreams={"echo": {"kind": "echo"}}, models={"m": "echo"})))
+    daemon = run.Daemon(load_file(file, {}), tmp_path, {}, Clock())
+    await daemon.start(None)
+    await becomes(lambda: len(came) > 2)
+    daemon.stop()
+    await daemon.serve()
+    assert "probes failed, and begins anew" in caplog.text
 
 
 # Sockets that somebody else holds

@@ -326,7 +326,7 @@ async def test_a_file_that_brings_two_callers_together_is_warned_of(rig, tmp_pat
             assert "'phone' has a live key in the database, too" in text
             assert "'user_7@later' has a live key in the database, too" in text
             assert "'alone'" not in text
-        daemon.start().stop()
-        assert "`proxyd keys revoke phone`" in daemon.log
+        assert daemon.start().child.expect(re.compile("`proxyd keys revoke phone`"))  # at once, not when it ends
+        daemon.stop()
     finally:
         daemon.child.end()
