@@ -43,7 +43,7 @@ complete -c proxyd -n '__fish_seen_subcommand_from keys; and not __fish_seen_sub
 complete -c proxyd -n '__fish_seen_subcommand_from keys' -s h -l help -d 'show this help message and exit'
 complete -c proxyd -n '__fish_seen_subcommand_from keys' -s c -l config -r -F -d 'the YAML; else $PROXYD_CONFIG, ./config.yaml, /etc/proxyd/config.yaml'
 complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -s h -l help -d 'show this help message and exit'
-complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -l models -x -d 'names or patterns that it may use (default: all)'
+complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -l models -x -d 'names or patterns that it may use: a \'b*\', or a,b (default: all)'
 complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -l rpm -x -d 'requests a minute'
 complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -l tpm -x -d 'tokens a minute, as in 100k'
 complete -c proxyd -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from create' -l concurrency -x -d 'exchanges at once'

@@ -52,7 +52,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a key and print it")
     create.add_argument("name", help="the caller's name in the ledger")
-    create.add_argument("--models", nargs="+", metavar="MODEL", help="names or patterns that it may use (default: all)")
+    create.add_argument(
+        "--models", nargs="+", action="extend", metavar="MODEL", help="names or patterns that it may use: a 'b*', or a,b (default: all)"
+    )
     create.add_argument("--rpm", metavar="N", help="requests a minute")
     create.add_argument("--tpm", metavar="N", help="tokens a minute, as in 100k")
     create.add_argument("--concurrency", metavar="N", help="exchanges at once")
@@ -100,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _create(desk: _Desk, args: argparse.Namespace) -> int:
     wish = {key: getattr(args, key) for key in ("name", "models", "rpm", "tpm", "concurrency", "budget", "expires", "default_model")}
+    if args.models is not None:
+        wish["models"] = [name for said in args.models for name in said.split(",")]
     wish["delivery"] = _delivery(args)
     wish = {key: value for key, value in wish.items() if value is not None} | ({"admin": True} if args.admin else {})
     now_us = Clock().now_us()

@@ -17,7 +17,7 @@ from proxyd.config import units
 from proxyd.config.forms import FORMS, ROUTE_KEYS, WrongForm, long_route, long_target
 from proxyd.config.mistakes import Mistake, meant
 from proxyd.config.not_built import NOT_BUILT, NOT_BUILT_VALUES, told
-from proxyd.config.schema import Auth, Model, Target
+from proxyd.config.schema import Auth, Model, Ops, Target
 from proxyd.config.secrets import Unresolved
 from proxyd.config.shape import Shape, shape_of_config
 from proxyd.config.tree import Broken, Items, Mapping, Node, Scalar, shown
@@ -38,6 +38,11 @@ BROKEN = object()
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MEANT_AS_VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\(\w+\)|\{\{.*\}\}|%\w+%|env:\w+", re.ASCII)
 """How shells, templates and other programs write what stands for a secret: taken for the secret itself, it is one that all can guess."""
+_INSTEAD: dict[type, str] = {
+    Auth: "; write its keys, or none to let everybody in",
+    Ops: "; write {listen: HOST:PORT}, or {listen: off} for none",
+}
+"""What to write where a section is no mapping."""
 _WRITTEN_OUT: dict[type, Callable[[Node], Node]] = {Model: long_route, Target: long_target}
 
 
@@ -155,8 +160,7 @@ class _Reader:
                     self.fields(replace(node, entries=tuple(each for each in node.entries if each[0].text not in FORMS)), shape, path)
                 return BROKEN
         if not isinstance(node, Mapping):
-            hint = "; write its keys, or none to let everybody in" if struct is Auth else ""
-            self.draft.mistake(node, f"{_label(path)} is not a mapping of keys{hint}")
+            self.draft.mistake(node, f"{_label(path)} is not a mapping of keys{_INSTEAD.get(struct, '')}")
             return BROKEN
         # A field that is wrong takes its default, so that the rest of the section is still checked.
         values = {name: value for name, value in self.fields(node, shape, path).items() if value is not BROKEN}

@@ -76,6 +76,12 @@ def test_auth_is_none_only_where_it_is_written():
     assert mistakes(BASE + "auth: null\n") == ["7:7: 'auth' is not a mapping of keys; write its keys, or none to let everybody in"]
 
 
+def test_the_operators_port_is_switched_off_by_its_address():
+    assert load(BASE + "ops: {listen: off}\n").ops.listen is None
+    told = "7:6: 'ops' is not a mapping of keys; write {listen: HOST:PORT}, or {listen: off} for none"
+    assert [mistakes(BASE + f"ops: {word}\n") for word in ("off", "127.0.0.1:9000")] == [[told], [told]]
+
+
 @pytest.mark.parametrize("word", ["none", "off", "null", "~"])
 def test_a_section_is_left_out_by_the_words_that_leave_out_a_value(word):
     settings = load(BASE + f"cors: {word}\ntls: {word}\n")

@@ -115,6 +115,15 @@ async def test_a_key_may_do_what_it_was_made_for(rig):
     assert await status(rig, key) == 429
 
 
+async def test_models_come_one_by_one_between_commas_or_both(rig):
+    lists = [("a,b*",), ("a", "b*"), ("a", "--models", "b*")]
+    for place, models in enumerate(lists):
+        await made(rig, "create", f"comma-{place}", "--models", *models)
+    rows = json.loads((await keys(rig, "list", "--format", "json")).stdout)
+    assert [row["models"] for row in rows if row["name"].startswith("comma-")] == [["a", "b*"]] * len(lists)
+    assert (await keys(rig, "create", "x", "--models", "a,,b")).returncode == 2
+
+
 async def test_a_key_says_how_its_answers_leave_and_so_does_the_one_that_replaces_it(rig):
     long = completion("word " * 200)
     rig.origin.on("small", whole(long))
