@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 # RFC 9110 7.2 and 4.2: a host name, an IPv4 address or a bracketed IPv6 one, and perhaps a port. aiohttp lets spaces through.
 _HOST = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+
+SUGGEST_LENGTH = 96
+"""Characters of a path for which another one is suggested: a wrong path must not cost more than a right one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,4 +226,10 @@ class App:
         if allowed:
             allowed += ["HEAD"] if "GET" in allowed else []
             raise ProxyError("method_not_allowed", f"{path} takes {', '.join(allowed)}, not {method}.", allow=allowed)
-        raise ProxyError("not_found", f"There is nothing at this path. {self.elsewhere}")
+        raise ProxyError("not_found", f"There is nothing at this path.{self._meant(method, path)} {self.elsewhere}")
+
+    def _meant(self, method: str, path: str) -> str:
+        """Guess which path was meant: `/v1` left out or said twice, a slash at its end, a letter that is wrong."""
+        paths = [known for how, known in self._exact if how == method]
+        near = difflib.get_close_matches(path, paths, n=1, cutoff=0.8) if len(path) <= SUGGEST_LENGTH else []
+        return f" Did you mean {near[0]}?" if near else ""

@@ -172,6 +172,12 @@ async def test_an_unknown_path_is_404(rig):
     refused(await ask(rig.url, "/v1/models/", method="GET"), 404, "not_found")  # the name of no model
 
 
+@pytest.mark.parametrize("path", [PATH + "/", "/v1" + PATH, "/chat/completions", "/v1/chat/completion"])
+async def test_a_path_that_is_nearly_right_is_told_the_right_one(rig, path):
+    assert f"Did you mean {PATH}?" in refused(await ask(rig.url, path, chat("small")), 404, "not_found")["message"]
+    assert "Did you mean" not in refused(await ask(rig.url, path, method="DELETE"), 404, "not_found")["message"]
+
+
 async def test_a_wrong_method_is_405_and_the_right_one_is_named(rig):
     answer = await ask(rig.url, PATH, method="GET")
     refused(answer, 405, "method_not_allowed")
