@@ -7,6 +7,7 @@ Values are carried as the client wrote them; only names are spelled afresh.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -31,6 +32,13 @@ MAX_COUNT = 2**31 - 1
 T = TypeVar("T")
 LIMITS = ("max_completion_tokens", "max_tokens")
 """The two names of one thing, the newer one first."""
+MAX_LOOK = 1 << 20
+"""Bytes of a body that is no JSON in which is looked for the reason."""
+_HALF_PAIR = re.compile(
+    rb"(?<!\\)(?:\\\\)*+("
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})|"
+    rb"(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
 _TRUE = Raw(b"true")
 _NULL = b"null"
 
@@ -155,10 +163,17 @@ def _members(body: bytes) -> dict[str, Raw]:
     except UnicodeDecodeError:
         raise ProxyError("invalid_json", "The JSON body of your request is not valid UTF-8.") from None
     except msgspec.DecodeError as error:
-        raise ProxyError("invalid_json", f"We could not parse the JSON body of your request: {error}.") from None
+        raise ProxyError("invalid_json", f"We could not parse the JSON body of your request: {_half_pair(body) or error}.") from None
     except RecursionError:
         raise ProxyError("invalid_json", "The JSON body of your request is nested too deeply.") from None
     return {str(name): value for name, value in members.items()}
+
+
+def _half_pair(body: bytes) -> str | None:
+    """Tell of half a surrogate pair, where text was cut inside an emoji, say: msgspec calls it truncated input, or a hex escape that is."""
+    if len(body) > MAX_LOOK or (found := _HALF_PAIR.search(body)) is None:
+        return None
+    return f"{found[1].decode()} in a text is half of a surrogate pair, and no character (byte {found.start(1)})"
 
 
 def _model(fields: Mapping[str, Raw]) -> str:

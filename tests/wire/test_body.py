@@ -51,6 +51,27 @@ def test_what_is_not_json_is_refused_as_such(body: bytes) -> None:
     assert refused(body).code == "invalid_json"
 
 
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (rb"a\ud83d", rb"\ud83d"),
+        (rb"\ud83d\ude00 \uD83D and more text", rb"\uD83D"),
+        (rb"\ud83d\ude00\ude00 and more text", rb"\ude00"),
+        (rb"\\\udc00 and more text", rb"\udc00"),
+    ],
+)
+@pytest.mark.parametrize("form", [b'{"model":"x%b"}', b'{"model":"x","messages":[{"content":"%b"}]}', b'{"%b":1}'])
+def test_half_of_a_surrogate_pair_is_called_that(form: bytes, text: bytes, half: bytes) -> None:
+    error = refused(form % text)
+    assert error.code == "invalid_json"
+    assert f"{half.decode()} in a text is half of a surrogate pair" in error.message
+
+
+@pytest.mark.parametrize("text", [rb"\ud83d\ude00", rb"\\ud83d", rb"\\\\ud83d"])
+def test_a_whole_pair_and_what_only_looks_like_one_are_not_blamed(text: bytes) -> None:
+    assert "surrogate" not in refused(b'{"model":"x","user":"%b"' % text).message
+
+
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"1", b"true"])
 def test_json_that_is_no_object_is_refused(body: bytes) -> None:
     assert refused(body).code == "invalid_request"
