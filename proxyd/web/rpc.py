@@ -140,6 +140,7 @@ class _Rpc:
         if self._speech.text:
             data = connect.from_text(data)
         if self._speech.streamed:
+            connect.check_coding(self._down.header(b"connect-content-encoding"), self._down.header(b"grpc-encoding"))
             data = connect.request_message(data, self._limits.body)
         return connect.from_json(kind, data) if self._speech.json else parse(kind, data)
 
@@ -159,7 +160,7 @@ class _Rpc:
 
 
 async def _begun(runtime: Runtime, down: Downstream, speeches: dict[str, Speech], shape: _Shape) -> _Rpc:
-    """Learn how the call speaks. Raises ProxyError unsupported_media_type, or invalid_api_key ahead of that."""
+    """Learn how the call speaks. Raises ProxyError unsupported_media_type, invalid_request, or invalid_api_key ahead of them."""
     speech = _speech(down, {**speeches, **WEB})
     if speech is None:
         await authenticate(runtime, down)
@@ -167,6 +168,9 @@ async def _begun(runtime: Runtime, down: Downstream, speeches: dict[str, Speech]
         raise ProxyError("unsupported_media_type", f"This method is called with a Content-Type of {known}.")
     down.encoder = Rpc(speech, shape.write, shape.answer, runtime.clock)
     down.binary = True
+    if speech.protocol == "connect" and down.header(b"connect-protocol-version") not in {None, "1"}:
+        await authenticate(runtime, down)
+        raise ProxyError("invalid_request", "Connect-Protocol-Version must be 1.")
     return _Rpc(runtime, down, speech)
 
 

@@ -54,6 +54,7 @@ _CANCELED = Code("canceled", 1, 499)
 _INVALID = Code("invalid_argument", 3, 400)
 _DEADLINE = Code("deadline_exceeded", 4, 504)
 _EXHAUSTED = Code("resource_exhausted", 8, 429)
+_UNIMPLEMENTED = Code("unimplemented", 12, 501)
 _INTERNAL = Code("internal", 13, 500)
 _UNAVAILABLE = Code("unavailable", 14, 503)
 CODES: dict[int, Code] = {
@@ -64,10 +65,11 @@ CODES: dict[int, Code] = {
     408: _DEADLINE,
     409: Code("aborted", 10, 409),
     413: _EXHAUSTED,
+    415: _UNIMPLEMENTED,
     429: _EXHAUSTED,
     499: _CANCELED,
     500: _INTERNAL,
-    501: Code("unimplemented", 12, 501),
+    501: _UNIMPLEMENTED,
     502: _UNAVAILABLE,
     503: _UNAVAILABLE,
     504: _DEADLINE,
@@ -120,6 +122,12 @@ class EnvelopeReader:
     def broken(self) -> bool:
         """Whether the stream, if it ended here, ended inside an envelope."""
         return bool(self._buffer)
+
+
+def check_coding(*named: str | None) -> None:
+    """Check what the headers say of how messages are compressed. Raises ProxyError `unsupported_media_type`."""
+    if any(name not in {None, "identity", "gzip"} for name in named):
+        raise ProxyError("unsupported_media_type", "Messages may come compressed as gzip, or as they are (identity).")
 
 
 def request_message(body: bytes, limit: int) -> bytes:

@@ -288,6 +288,21 @@ async def test_a_type_that_no_protocol_has_is_415(rig):
         assert (await call(rig, "CreateChatCompletion", asked("x"), kind)).status == 415
 
 
+async def test_a_version_or_a_compression_that_is_not_spoken_is_told_as_the_protocol_says(rig):
+    wrong = await call(rig, "CreateChatCompletion", asked("x"), Connect_Protocol_Version="2")
+    assert (wrong.status, wrong.json()["code"]) == (400, "invalid_argument")
+    unary = await call(rig, "CreateChatCompletion", asked("x"), Content_Encoding="snappy")
+    assert (unary.status, unary.json()["code"]) == (501, "unimplemented")
+    assert "gzip, deflate, br, zstd" in unary.json()["message"]
+    streamed = await call(rig, "StreamChatCompletion", envelope(asked("x"), 1), STREAM, Connect_Content_Encoding="br")
+    error = read(streamed.body)[1]["error"]
+    assert (error["code"], "gzip" in error["message"]) == ("unimplemented", True)
+    rig.origin.on("versioned", stream(*WORDS, DONE))
+    message = envelope(gzip.compress(asked("versioned")), 1)
+    spoken = await call(rig, "StreamChatCompletion", message, STREAM, Connect_Protocol_Version="1", Connect_Content_Encoding="gzip")
+    assert text(read(spoken.body)[0]) == "Hello there"
+
+
 CALLS = [{"id": f"c{place}", "type": "function", "function": {"name": "f", "arguments": "{}"}} for place in range(2)]
 
 
