@@ -30,6 +30,8 @@ class AsyncClient:
         self._session: aiohttp.ClientSession | None = None
         self._sleep = sleep
         self._coming: set[aiohttp.ClientResponse] = set()
+        self._closed = 0
+        """How often: it may be used again, but what had begun before ends."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -40,6 +42,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections; answers that still come end with a Failure."""
         session, self._session = self._session, None
+        self._closed += 1
         for response in list(self._coming):
             response.close()  # else whoever reads it would wait for ever
         if session is not None:
@@ -62,7 +65,10 @@ class AsyncClient:
         return AsyncChat(self, Transcript(model or self.settings.model, system))
 
     async def _pieces(self, turn: Turn) -> AsyncIterator[str]:
+        closed = self._closed
         while (wanted := turn.next_request()) is not None:
+            if self._closed != closed:
+                raise Failure("The client was closed before the answer was whole.", code="closed")
             try:
                 async with self._send(wanted) as response:
                     with self._known(response):
@@ -75,9 +81,8 @@ class AsyncClient:
                             for text in turn.end():
                                 yield text
             except _BROKEN as error:
-                if self._session is None:
-                    raise Failure("The client was closed before the answer was whole.", code="closed") from None
-                turn.cut(broken(error))
+                if self._closed == closed:
+                    turn.cut(broken(error))
             if turn.pause:
                 await self._sleep(turn.pause)
 

@@ -334,3 +334,19 @@ async def test_a_client_that_is_closed_while_an_answer_comes_does_not_begin_anew
         await asyncio.wait_for(going_on, 10)
     assert client._session is None
     server.close()
+
+
+async def test_a_client_that_is_closed_between_two_attempts_opens_nothing_anew() -> None:
+    script = Script([Step(b"", status=503), Step(b"", status=503), Step(b"".join(FRAMES))])
+
+    async def closing(_seconds: float) -> None:
+        await client.close()
+
+    with Scripted(script) as server:
+        client = AsyncClient(Settings(server.url, model="m"), sleep=closing)
+        with pytest.raises(Failure, match="was closed"):
+            [text async for text in client.stream("Count")]
+        assert client._session is None
+        assert [text async for text in client.stream("Again")] == ["One ", "two ", "three ", "four"]
+        await client.close()
+        server.shutdown()
