@@ -9,6 +9,7 @@ ops               how commands talk to the running daemon
 unit              what systemd's unit says of both
 place             where the database is, and who writes it
 output            tables, JSON, CSV, colours
+streams           standard input, output and error, as the process was given them
 finding           what the doctor finds
 doctor_machine    where it looks: the machine,
 doctor_service    proxyd itself,
@@ -21,12 +22,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import proxyd
+from proxyd.cli import streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,21 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     through, for whoever hunts a bug.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    streams.ready()
     try:
         code = _run(argv)
         sys.stdout.flush()
     except SystemExit as done:  # argparse: 0 after --help and --version, 2 after wrong usage
         code = done.code if isinstance(done.code, int) else WRONG_USAGE
     except BrokenPipeError:  # `proxyd usage | head`: the reader had enough
-        _silence_stdout()
         code = FAILED
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
         if os.environ.get("PROXYD_DEBUG"):
             raise
-        sys.stderr.write(f"proxyd: {_one_line(error)}\n")
+        _say(_one_line(error))
         code = WRONG_USAGE if isinstance(error, WrongUsage) else FAILED
+    unsaid = streams.flush()
+    if unsaid is not None and code == DONE:
+        _say(f"standard output: {unsaid}")
+        code = FAILED
     return code
 
 
@@ -95,7 +102,9 @@ def config_path(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:
     Raises Failed, naming every place that was looked at. A path that was asked for by name is never replaced by another.
     """
     named: str | None = getattr(args, "config", None)
-    if named:
+    if named == "":  # -c "$CONF" of a variable that is not set
+        raise WrongUsage("-c names no file: what stands behind it is empty")
+    if named is not None:
         source, path = "-c", Path(named)
     elif environ.get("PROXYD_CONFIG"):
         source, path = "$PROXYD_CONFIG", Path(environ["PROXYD_CONFIG"])
@@ -167,12 +176,30 @@ def _run(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         parser.error(f"no such command: {name!r}{meant(name, COMMANDS)}")
     command, arguments = command_of(name)
+    args = arguments.parse_args(argv[1:])
     try:
-        code: int = command.run(arguments.parse_args(argv[1:]))
+        code: int = command.run(args)
     except ConfigError as error:
+        failed = Failed(f"{error.mistakes[0].file} has {counted(len(error.mistakes), 'mistake')}")
+        _for_programs(args, failed, mistakes=[str(mistake) for mistake in error.mistakes])
         sys.stderr.write(f"{error}\n")
-        raise Failed(f"{error.mistakes[0].file} has {counted(len(error.mistakes), 'mistake')}") from error
+        raise failed from error
+    except Exception as error:
+        _for_programs(args, error)
+        raise
     return code
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nowhere to say it; the exit code does
+        sys.stderr.write(f"proxyd: {text}\n")
+
+
+def _for_programs(args: argparse.Namespace, error: Exception, **more: object) -> None:
+    """Tell a failure on standard output too where a program reads JSON there, who would otherwise find nothing to parse."""
+    if getattr(args, "format", None) == "json" and not isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError):
+            print(json.dumps({"ok": False, "error": {"message": _one_line(error)}, **more}, indent=2))
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -197,9 +224,3 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, Failed):
         return text
     return f"unexpected {type(error).__name__}: {text} (PROXYD_DEBUG=1 shows where)"
-
-
-def _silence_stdout() -> None:
-    """Point standard output at nothing, so that the interpreter's own flush at exit does not complain (Python's signal docs)."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, Failed, config_path, counted, unit
+from proxyd.cli import DONE, FAILED, config_path, counted, unit
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 from proxyd.clock import Clock
 from proxyd.config.load import Loaded, examine_file
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the file and say so. Raises Failed if it must not be served."""
+    """Check the file and say so. Returns 1 if it must not be served; raises Failed where there is none."""
     path = config_path(args, os.environ)
     loaded: Loaded | None = None
     mistakes: tuple[Mistake, ...] = ()
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         _text(str(path), loaded, mistakes, warnings)
     if mistakes:
-        raise Failed(f"{plain(path)} has {counted(len(mistakes), 'mistake')}")
-    return DONE
+        sys.stderr.write(f"proxyd: {plain(path)} has {counted(len(mistakes), 'mistake')}\n")
+    return FAILED if mistakes else DONE
 
 
 def reasons(path: Path, config: Config) -> list[str]:
@@ -89,7 +89,7 @@ def _text(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warning
         print(f"{_place(warning)}: {paint('warning', YELLOW, out)}: {plain(warning.message)}")
     if loaded is not None and not mistakes:
         upstreams, models = len(loaded.config.upstreams), len(loaded.config.models)
-        print(f"{name}: {paint('ok', GREEN, out)} ({counted(upstreams, 'upstream')}, {counted(models, 'model')})")
+        print(f"{plain(name)}: {paint('ok', GREEN, out)} ({counted(upstreams, 'upstream')}, {counted(models, 'model')})")
 
 
 def _json(name: str, loaded: Loaded | None, mistakes: Sequence[Mistake], warnings: Sequence[Mistake]) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from proxyd.cli import Failed, config_path
+from proxyd.cli import DONE, FAILED, Failed, config_path, counted
 from proxyd.cli.output import GREEN, RED, YELLOW, add_format, paint, plain
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ EXAMPLES = """proxyd reload
 proxyd reload -c /etc/proxyd/config.yaml
 proxyd reload --ops 127.0.0.1:9464      # where the daemon listens, if ops.listen itself was edited
 proxyd reload --format json | jq '.waiting'"""
+
+_NOT_FOUND = "not reloaded: the file cannot be read, so its daemon was not found (name it: --ops); the running configuration stays"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,38 +47,46 @@ def run(args: argparse.Namespace) -> int:
     path = config_path(args, os.environ)
     try:
         reply = ops.call(args.ops or ops.address(path, os.environ), "POST", "/reload", key=os.environ.get("PROXYD_ADMIN_KEY"))
-    except Failed as error:
-        raise Failed(_unreadable(path) or str(error)) from error
+    except Failed:
+        told = _mistakes(path)
+        if not told:
+            raise
+        _bad({"ok": False, "mistakes": told}, args.format)
+        sys.stderr.write(f"proxyd: {_NOT_FOUND}\n")
+        return FAILED
     document = reply.document
     if "ok" not in document:
         raise Failed(reply.error)
+    if not document["ok"]:
+        _bad(document, args.format)
+        count = len(document["mistakes"])
+        sys.stderr.write(f"proxyd: not reloaded ({counted(count, 'mistake')}); the running configuration stays\n")
+        return FAILED
     if args.format == "json":
         print(json.dumps(document, indent=2))
-    elif document["ok"]:
-        _good(document)
     else:
-        for mistake in document["mistakes"]:
-            print(paint(plain(mistake), RED, sys.stdout))
-    if not document["ok"]:
-        count = len(document["mistakes"])
-        sys.stderr.write(f"proxyd: not reloaded ({count} mistake{'s' if count > 1 else ''}); the running configuration stays\n")
-    return 0 if document["ok"] else 1
+        _good(document)
+    return DONE
 
 
-def _unreadable(path: Path) -> str | None:
-    """What to say where no daemon was found because the file, which names its port, cannot be read: its mistakes go first."""
+def _mistakes(path: Path) -> list[str]:
+    """What is wrong with a file for which no daemon was found: it names the port to ask at, so that its mistakes go first."""
     from proxyd.config.load import load_file  # noqa: PLC0415 - only for the bad day
     from proxyd.config.mistakes import ConfigError  # noqa: PLC0415
 
     try:
         load_file(path, os.environ)
     except ConfigError as error:
-        told = [mistake for mistake in error.mistakes if "is not set" not in mistake.message]  # secrets are the daemon's
-        for mistake in told:
-            print(paint(plain(str(mistake)), RED, sys.stdout))
-        if told:
-            return "not reloaded: the file cannot be read, so its daemon was not found (name it: --ops); the running configuration stays"
-    return None
+        return [str(mistake) for mistake in error.mistakes if "is not set" not in mistake.message]  # secrets are the daemon's
+    return []
+
+
+def _bad(document: dict[str, Any], form: str) -> None:
+    if form == "json":
+        print(json.dumps(document, indent=2))
+        return
+    for mistake in document["mistakes"]:
+        print(paint(plain(mistake), RED, sys.stdout))
 
 
 def _good(document: dict[str, Any]) -> None:

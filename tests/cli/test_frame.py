@@ -1,6 +1,9 @@
 """The frame of the commands: which one runs, which file it gets, how it ends."""
 
 import argparse
+import json
+import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +96,7 @@ def test_an_interrupt_ends_quietly(command, capsys):
         (["-c", "x"], "proxyd: -c stands behind a command, as in proxyd check -c FILE (see proxyd --help)\n"),
         (["--config=x", "check"], "proxyd: -c stands behind a command, as in proxyd check -c FILE (see proxyd --help)\n"),
         (["check", "x.yaml"], "proxyd: unrecognized arguments: x.yaml; write -c x.yaml (see proxyd check --help)\n"),
+        (["models", "-c", ""], "proxyd: -c names no file: what stands behind it is empty\n"),
         (["check", "-c"], "proxyd: argument -c/--config: expected one argument (see proxyd check --help)\n"),
     ],
 )
@@ -186,6 +190,69 @@ def test_a_reader_that_leaves_early_is_no_traceback():
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "proxyd", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"proxyd {proxyd.__version__}\n")
+
+
+ECHO = "upstreams: {echo: {kind: echo}}\nmodels: {grün: echo}\nops: {listen: off}\n"
+
+
+def shell(line, folder, **environ):
+    """Type a line into a shell, where `proxyd` is this one."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(proxyd.__file__).parents[1]), "PYTHONUTF8": "1"} | environ
+    line = line.replace("proxyd ", f"{sys.executable} -m proxyd ", 1)
+    return subprocess.run(["sh", "-c", line], cwd=folder, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_failure_and_no_files_place(tmp_path, closed):
+    """Who wants only the exit code closes what it does not read; the next file that is opened would be standard output."""
+    (tmp_path / "config.yaml").write_text(ECHO)
+    for line in ("check", "--version", "models", "keys create x"):
+        done = shell(f"proxyd {line} {closed}", tmp_path)
+        assert (done.returncode, "rror" in done.stderr) == (0, False), done.stderr
+    assert sqlite3.connect(tmp_path / "proxyd.db").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("line", ["--version", "check", "schema", "models"])
+def test_what_cannot_be_written_is_one_line_and_exits_1(tmp_path, line):
+    (tmp_path / "config.yaml").write_text(ECHO)
+    done = shell(f"proxyd {line} > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("No space left on device\n")
+    assert shell("proxyd check -c nowhere 2> /dev/full", tmp_path).returncode == 1
+
+
+def test_what_an_encoding_has_no_letters_for_is_written_as_json_does(tmp_path):
+    (tmp_path / "config.yaml").write_text(ECHO)
+    done = shell("proxyd models", tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, "gr\\u00fcn " in done.stdout) == (0, True)
+    assert json.loads(f'"{done.stdout.splitlines()[1].split()[0]}"') == "grün"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["usage"], 1),
+        (["db", "check"], 1),
+        (["health", "-c", "off.yaml"], 1),
+        (["top", "--once"], 1),
+        (["reload"], 1),
+        (["reload", "-c", "bad.yaml"], 1),
+        (["models", "-c", "bad.yaml"], 1),
+        (["check", "-c", "bad.yaml"], 1),
+        (["check", "-c", "nowhere"], 1),
+        (["doctor", "-c", "nowhere"], 1),
+        (["keys", "show", "nobody"], 1),
+        (["usage", "--since", "x"], 2),
+    ],
+)
+def test_who_asks_for_json_gets_one_document_when_it_fails_too(folder, capsys, argv, code):
+    Path("config.yaml").write_text(ECHO)
+    Path("off.yaml").write_text(ECHO + "listen: 127.0.0.1:9\n")
+    Path("bad.yaml").write_text("x: [\n")
+    assert cli.main([*argv, "--format", "json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is False
+    assert err.startswith(("proxyd: ", "bad.yaml:"))
 
 
 @pytest.fixture
