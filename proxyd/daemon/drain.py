@@ -63,6 +63,7 @@ async def drain(runtime: Runtime, ports: Sequence[Port], notifier: Notifier, hur
 def _cut(runtime: Runtime) -> None:
     """Break off what still runs. Each exchange settles its row and tells its client."""
     error = runtime.cut = ProxyError("draining", "proxyd shut down before the answer was complete.", retry_after=1)
+    runtime.allowances.turn_away(error)  # first: what is broken off frees places, and nobody is to be let in any more
     for ex in list(runtime.active.values()):
         if ex.answer is not None and not ex.answer.over:
             ex.answer.fail(error)

@@ -122,6 +122,7 @@ class Reloader:
         storage = fresh.config.storage
         runtime.database.configure(storage.durability, storage.on_failure)
         boot.know(runtime)
+        runtime.allowances.renew(fresh)
         runtime.spawn(warm(runtime))
 
     def _tell(self, outcome: Reloaded, cause: str) -> None:

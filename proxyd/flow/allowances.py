@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from proxyd.errors import ProxyError
 from proxyd.flow.pricing import quotes
 from proxyd.flow.waiting import WaitingRooms
-from proxyd.model import TOKENS, State
+from proxyd.model import TOKENS, UNLIMITED, State
 from proxyd.rules import price, ratelimit, reservation
+from proxyd.rules.auth import limits_of as allowed
 from proxyd.wire.prompt import estimate
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from proxyd.config.schema import Queue
     from proxyd.flow.budgets import Account, Budgets
     from proxyd.flow.exchange import Exchange
+    from proxyd.flow.runtime import Snapshot
     from proxyd.model import Budget, LedgerRow, Limits
     from proxyd.rules.price import Quote
     from proxyd.rules.pricelist import PriceList
+    from proxyd.rules.routes import Route
 
 LARGE = 64 * 1024
 """Bytes of a request above which its prompt is estimated in a thread."""
@@ -99,6 +102,8 @@ class Allowances:
     """Told why, once for each exchange that was refused: one of metrics.LIMITS."""
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
     _rooms: WaitingRooms = field(default_factory=WaitingRooms)
+    _queued: dict[int, tuple[Exchange, Wanted]] = field(default_factory=dict)
+    """Who waits in them, by identity."""
     _means: dict[str, float] = field(default_factory=dict)
     """Tokens of one choice, by route."""
     _dearest: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -181,6 +186,23 @@ class Allowances:
             self._gauges[scope] = _Gauge(level, limits)
         self._rooms.call()
 
+    def renew(self, snapshot: Snapshot) -> None:
+        """Take a new configuration's limits for who waits, too: whoever comes now goes by them, and would pass."""
+        auth = snapshot.config.auth
+        named = {} if auth is None else {key.name: allowed(key.limits) for key in auth.keys}
+        for ex, wanted in self._queued.values():
+            assert ex.caller is not None  # noqa: S101 - it is known who waits
+            route = None if ex.ask is None else snapshot.routes.resolve(ex.ask.model)
+            if route is None or route.label != ex.label:
+                route = ex.route  # it is gone, and the exchange ends under the one that it began with
+            renewed = _limits(ex.caller.name, named.get(ex.caller.name, ex.caller.limits), route)
+            wanted.limits.update(dict.fromkeys(wanted.limits, UNLIMITED) | renewed)
+        self._rooms.call()
+
+    def turn_away(self, error: ProxyError) -> None:
+        """Nobody waits any more: who does is refused, and whoever comes."""
+        self._rooms.shut(error)
+
     @property
     def waiting(self) -> int:
         """Exchanges that wait for a place."""
@@ -236,10 +258,13 @@ class Allowances:
         """Wait for a place, in turn with the other callers; None when it came."""
         if ex.caller is None or self._rooms.full(ex.label, queue.max):
             return refused
+        self._queued[id(ex)] = (ex, wanted)
         try:
             return await self._rooms.wait(ex.label, ex.caller.name, lambda: self._take(ex, wanted), queue.wait)
         except TimeoutError:
-            return refused
+            return self._take(ex, wanted)  # refused, by the limits as they are now
+        finally:
+            del self._queued[id(ex)]
 
     async def _estimate(self, ex: Exchange, limits: dict[str, Limits]) -> Guess:
         """Prompt and answer: the answer as it is bounded, else as answers of this route are."""
@@ -274,14 +299,19 @@ class Allowances:
 
 def limits_of(ex: Exchange) -> dict[str, Limits]:
     """Say which limits an exchange is under, as far as it is known who asks for what; scopes in which nothing is limited are left out."""
-    caller, route = ex.caller, ex.route
+    caller = ex.caller
+    return _limits("", UNLIMITED, ex.route) if caller is None else _limits(caller.name, caller.limits, ex.route)
+
+
+def _limits(name: str, limits: Limits, route: Route | None) -> dict[str, Limits]:
+    """The same, of a caller by name."""
     found = {}
-    if caller is not None and caller.limits:
-        found[f"caller:{caller.name}"] = caller.limits
+    if limits:
+        found[f"caller:{name}"] = limits
     if route is not None and route.limits:
         found[f"model:{route.label}"] = route.limits
-    if caller is not None and route is not None and route.per_caller:
-        found[f"both:{route.label}:{caller.name}"] = route.per_caller
+    if name and route is not None and route.per_caller:
+        found[f"both:{route.label}:{name}"] = route.per_caller
     return found
 
 

@@ -47,11 +47,14 @@ async def handle(runtime: Runtime, endpoint: Endpoint, down: Downstream) -> None
     try:
         verdict = await admit(ex, runtime, down)  # refused here: no upstream ever hears of it
     except BaseException as error:
-        ex.error = error if isinstance(error, ProxyError) else None
-        ex.client_left = not isinstance(error, Exception)
+        cut = None if isinstance(error, Exception) else runtime.cut  # not the client left: we do
+        ex.error = error if isinstance(error, ProxyError) else cut
+        ex.client_left = not isinstance(error, Exception) and cut is None
         if ex.broadcast is not None and ex.broadcast.request_id == ex.request_id:  # somebody may have joined it meanwhile
             break_off(ex.broadcast, ex.error or ProxyError("client_gone", "This exchange was stopped."))
         _leave(ex, runtime)
+        if cut is not None:
+            break_off(down, cut)  # in the middle of its body, say
         raise
     try:
         if ex.broadcast is None:
@@ -90,6 +93,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         runtime.trace(ex)  # one span, whatever comes of it; what is replayed or joined calls no model
         await runtime.memory.recall(ex)  # what was said before comes before what is asked
         await runtime.allowances.reserve(ex)  # here, for a refusal reaches those who joined too, and the claim is given back
+        runtime.check_cut()  # nobody would wait for what is sent now
         ex.answer = await dispatch(ex, runtime)  # an upstream has said something; before this, others may be tried
         await runtime.running.begun(ex)
         await relay(ex, ex.answer, down)  # from here on there is no second try

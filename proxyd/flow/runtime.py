@@ -177,6 +177,11 @@ class Runtime:
         """A request id: the millisecond, so that the ledger's index grows at one end, and 64 random bits."""
         return f"req_{self.clock.now_us() // 1000:011x}{self.chance.getrandbits(64):016x}"
 
+    def check_cut(self) -> None:
+        """Refuse to go on where what runs is broken off. Raises ProxyError draining."""
+        if self.cut is not None:
+            raise self.cut
+
     def check_room(self) -> None:
         """Refuse new work that could not be served or recorded. Raises ProxyError draining, overloaded, ledger_unavailable."""
         if self.draining:

@@ -30,6 +30,7 @@ class WaitingRooms:
 
     _rooms: dict[str, _Room] = field(default_factory=dict)
     """By route; only where somebody waits."""
+    _shut: ProxyError | None = None
 
     @property
     def size(self) -> int:
@@ -42,7 +43,9 @@ class WaitingRooms:
         return (0 if room is None else room.size) >= most
 
     async def wait(self, route: str, caller: str, attempt: Attempt, seconds: float) -> Refused | None:
-        """Wait for a turn, at most so long; None when it came. Raises TimeoutError, and what the attempt raises."""
+        """Wait for a turn, at most so long; None when it came. Raises TimeoutError, and what the attempt or `shut` raises."""
+        if self._shut is not None:
+            raise self._shut
         room = self._rooms.setdefault(route, _Room())
         try:
             return await room.wait(caller, attempt, seconds)
@@ -54,6 +57,12 @@ class WaitingRooms:
         """Let in who can go."""
         for room in list(self._rooms.values()):
             room.call()
+
+    def shut(self, error: ProxyError) -> None:
+        """Send all away with an error, and whoever comes from now on."""
+        self._shut = error
+        for room in self._rooms.values():
+            room.shut(error)
 
 
 @dataclass(slots=True)
@@ -99,6 +108,14 @@ class _Room:
                 waiter.answer.set_result(refused)
             self._remove(caller, waiter)
             blocked = 0
+
+    def shut(self, error: ProxyError) -> None:
+        """Send all away with an error."""
+        for line in self._lines.values():
+            for waiter in line:
+                if not waiter.answer.done():
+                    waiter.answer.set_exception(error)
+                    waiter.answer.exception()  # its client may have left, and nobody asks
 
     def _remove(self, caller: str, waiter: _Waiter) -> None:
         line = self._lines.get(caller)

@@ -19,7 +19,7 @@ from proxyd.clock import Clock
 from proxyd.config.load import examine_file
 from proxyd.daemon.run import Daemon as Inside
 from proxyd.daemon.watch import look
-from tests.daemon.scrape import series
+from tests.daemon.scrape import queued, series
 from tests.e2e.client import ask, becomes, chat
 from tests.flow.stops import MOST, Stop
 from tests.origin import DONE, Gate, completion, delta, stream, whole
@@ -171,6 +171,29 @@ async def test_limits_and_the_databases_settings_are_live(start, origin):
     daemon.write(changed(config, limits={"body": 100}, storage={"url": "sqlite:///proxyd.db", "durability": "relaxed"}))
     assert {change["path"] for change in (await reload(daemon))["live"]} == {"limits.body", "storage.durability"}
     assert (await ask(daemon.url, PATH, chat("m", user="x" * 100))).status == 413
+
+
+@pytest.mark.parametrize("whose", ["route", "key"])
+async def test_who_waits_for_a_place_has_it_when_there_are_more(start, origin, whose):
+    def config(places: int) -> dict:
+        found = changed(site(origin), models={"m": {"upstream": "origin", "queue": {"max": 9, "wait": "1m"}}})
+        limited = found["models"]["m"] if whose == "route" else found["auth"]["keys"][0]
+        limited["limits"] = {"concurrency": places}
+        return found
+
+    gate = Gate()
+    origin.on("m", [gate, *whole(completion("hi"))])
+    daemon = start(config(1))
+    tasks = [asyncio.create_task(ask(daemon.url, PATH, chat("m"))) for _ in range(4)]
+    await queued(daemon, 3)
+    daemon.write(config(3))
+    assert (await reload(daemon))["ok"]
+    await becomes(lambda: len(origin.asked("m")) == 3)
+    daemon.write(site(origin))  # no limit at all
+    assert (await reload(daemon))["ok"]
+    await becomes(lambda: len(origin.asked("m")) == 4)
+    gate.open()
+    assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
 
 
 async def test_a_hundred_reloads_under_load_drop_nothing_and_leak_nothing(start, origin, connect):

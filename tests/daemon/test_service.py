@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from proxyd.clock import Clock
 from proxyd.config.load import load_file
 from proxyd.daemon import run
-from tests.daemon.scrape import series
+from tests.daemon.scrape import queued, series
 from tests.e2e.client import Visit, ask, becomes, chat, happens, send
 from tests.e2e.client import request as raw
 from tests.origin import DONE, Ending, Gate, completion, delta, stream, whole
@@ -216,6 +216,29 @@ async def test_what_does_not_end_in_time_is_broken_off_and_settled(
     assert all(row["completion_tokens"] >= 1 for row in daemon.rows("endless"))
     gate.open()
     silent.open()
+
+
+async def test_who_waits_for_a_place_or_is_still_sending_when_it_ends_is_refused(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gate = Gate()
+    origin.on("one", stream(delta("one"), gate))
+    route = {"upstream": "origin", "limits": {"concurrency": 1}, "queue": {"max": 4, "wait": "1m"}}
+    daemon = start(service(origin, streams={"drain": "300ms"}) | {"models": {"*": "origin", "one": route}})
+    running = await (await connect(daemon.url)).post(PATH, chat("one", stream=True))
+    await running.head()
+    await running.until(b"one")
+    waiting = [await (await connect(daemon.url)).post(PATH, chat("one"), **headers) for headers in ({}, {"idempotency_key": "k"})]
+    sending = await connect(daemon.url)
+    await sending.say(raw("POST", PATH, json.dumps(chat("one")).encode(), {})[:-10])
+    await queued(daemon, 2)
+    daemon.stop()
+    for visit in (*waiting, sending):
+        answer = await visit.rest()
+        assert (answer.status, answer.error()["code"]) == (503, "draining")
+    assert len(origin.asked("one")) == 1
+    assert [row["error"] for row in daemon.rows("one")] == ["draining"]
+    gate.open()
 
 
 async def test_a_stream_that_outlives_its_client_is_waited_for(
