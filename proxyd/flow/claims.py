@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from proxyd.config.schema import OnBroken, OnDisconnect
+from proxyd.config.schema import OnBroken
 from proxyd.errors import ProxyError
 from proxyd.flow.broadcast import Broadcast
 from proxyd.model import Endpoint, Format
@@ -261,8 +261,7 @@ class Running:
 
     def _silent(self, ex: Exchange) -> None:
         """Nobody has listened for long enough: stop what still runs, unless its route has answers read on to their end."""
-        called = ex.answer is not None and ex.answer.call is not None
-        if ex.broadcast is not None and not (called and ex.model.on_disconnect is OnDisconnect.DRAIN):
+        if ex.broadcast is not None and not ex.reads_on:
             self.stop(ex.broadcast)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from proxyd.config.schema import OnDisconnect
 from proxyd.model import LedgerRow, State
 from proxyd.rules.price import written_cost
 from proxyd.wire.wishes import NO_WISHES, Wishes
@@ -117,6 +118,11 @@ class Exchange:
         """The route's settings. Only after admit."""
         assert self.route is not None  # noqa: S101 - admit has set it, or the exchange ended there
         return self.route.model
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether its answer is read to the end though nobody listens. Only one that was asked for comes."""
+        return self.answer is not None and self.answer.call is not None and self.model.on_disconnect is OnDisconnect.DRAIN
 
     @property
     def tells_usage(self) -> bool:

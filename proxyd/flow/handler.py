@@ -113,7 +113,7 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             break_off(down, runtime.cut)
             raise
         ex.client_left = True
-        if ex.row is not None and ex.answer is not None and _reads_on(ex, ex.answer):
+        if ex.row is not None and ex.answer is not None and ex.broadcast is None and ex.reads_on:
             drained = True
             runtime.spawn(_drain(ex, ex.answer, runtime))
         elif ex.broadcast is not None:
@@ -129,11 +129,6 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
             if ex.answer is not None:
                 ex.answer.close()  # closing is what stops an upstream that still generates
             _leave(ex, runtime)
-
-
-def _reads_on(ex: Exchange, answer: Answer) -> bool:
-    """Whether an answer without a client is read to its end: only one that was asked for comes."""
-    return ex.model.on_disconnect is OnDisconnect.DRAIN and ex.broadcast is None and answer.call is not None
 
 
 async def _drain(ex: Exchange, answer: Answer, runtime: Runtime) -> None:

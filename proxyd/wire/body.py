@@ -126,10 +126,11 @@ def upstream_body(ask: Ask, edits: Edits) -> bytes:
 
     A limit of the answer's length goes by two names: what a route says by one of them counts for the other too.
     """
-    other = [name for name in LIMITS if name not in edits.force]
-    gone = {*edits.drop, *other} if len(other) < len(LIMITS) else edits.drop
+    gone: Collection[str] = edits.drop
+    if edits.force and len(other := [name for name in LIMITS if name not in edits.force]) < len(LIMITS):
+        gone = {*gone, *other}
     members = {name: value for name, value in ask.fields.items() if name not in gone}
-    limited = any(name in members for name in LIMITS)
+    limited = bool(edits.set) and any(name in members for name in LIMITS)
     for name, value in edits.set.items():
         if name not in members and not (limited and name in LIMITS):
             members[name] = _raw(value)

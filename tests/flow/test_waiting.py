@@ -73,7 +73,7 @@ async def test_who_comes_while_others_go_is_not_forgotten():
     assert places.rooms.size == 1
     places.free += 1
     places.rooms.call()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await first
     assert again.inside
     assert places.rooms.size == 0
