@@ -95,7 +95,7 @@ class Memory:
         if recalled is None or caller is None:
             return
         answer = ex.answer
-        held = ex.held or (answer.meter.take_held() if answer is not None and answer.meter is not None else b"")
+        held = ex.held or (answer.take_held() if answer is not None else b"")
         if answer is not None and answer.streams:
             recalled.transcript.feed(held)
             said = recalled.transcript.message()

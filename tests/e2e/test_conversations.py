@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from proxyd.wire.proto import name_text
 from tests.e2e.client import Visit, ask, becomes, request
 from tests.e2e.conftest import at, rigged
 from tests.e2e.once import KEYS, MODELS, OTHER, PATH
-from tests.e2e.test_protobuf import KIND, text_of
+from tests.e2e.test_protobuf import KIND, asked, text_of
 from tests.origin import DONE, Ending, Gate, completion, delta, event, stream, usage_event, whole
 from tests.process import KEY
 
@@ -368,3 +369,20 @@ async def test_what_a_crash_leaves_of_a_turn_counts_the_history_that_the_upstrea
     (row,) = daemon.rows("lost")
     assert (row["state"], row["tokens_source"], row["completion_tokens"]) == ("interrupted", "estimated", 1)
     assert 200 < row["prompt_tokens"] < 400
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_answer_that_came_compressed_unasked_is_read_by_all(rig, streamed):
+    model = f"squeezed-{streamed}"
+    rig.origin.on(model, whole(gzip.compress(completion("Hello there")), headers={"content-encoding": "gzip"}))
+    plain = await ask(rig.url, PATH, {"model": model, "messages": [], "stream": streamed})
+    assert (plain.body, "content-encoding" in plain.headers) == (completion("Hello there"), False)
+    packed = await ask(rig.url, PATH, asked(model, stream=streamed), Content_Type=KIND)
+    assert (packed.status, b"Hello there" in packed.body) == (200, True)
+    name = await begin(rig)
+    assert (await say(rig, name, "Who?", model=model, stream=streamed)).body == completion("Hello there")
+    assert await messages(rig, name) == [("user", "Who?"), ("assistant", "Hello there")]
+    first, again = [await ask(rig.url, PATH, {"model": model, "messages": []}, Idempotency_Key=model) for _ in range(2)]
+    assert (first.body, again.body) == (completion("Hello there"),) * 2
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "content-encoding" not in again.headers
