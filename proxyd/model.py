@@ -38,6 +38,8 @@ class Per(enum.StrEnum):
 
 TOKENS = "tokens"
 """The unit of a budget that is not money."""
+LONGEST = ("max_completion_tokens", "max_tokens")
+"""The two names that an answer's greatest length has in a request, the newer one first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxyd.model import Endpoint
+from proxyd.model import LONGEST, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,6 @@ FIRST_GUESS = 512.0
 """Tokens of an answer on a route that has given none yet."""
 SMOOTHING = 0.1
 """Weight of the newest answer in a route's running mean."""
-_NAMES = ("max_completion_tokens", "max_tokens")
 
 
 def longest_answer(ask: Ask, model: Model) -> int | None:
@@ -28,7 +27,7 @@ def longest_answer(ask: Ask, model: Model) -> int | None:
     if ask.endpoint is Endpoint.EMBEDDINGS:
         return 0
     forced = _numbers(model.force)
-    asked = [] if ask.max_tokens is None or any(name in model.drop for name in _NAMES) else [ask.max_tokens]
+    asked = [] if ask.max_tokens is None or any(name in model.drop for name in LONGEST) else [ask.max_tokens]
     bounds = forced or asked or _numbers(model.set)
     return max(bounds) * choices(ask, model) if bounds else None
 
@@ -56,4 +55,4 @@ def smoothed(mean: float | None, tokens: int) -> float:
 
 
 def _numbers(members: Mapping[str, Any]) -> list[int]:
-    return [value for name in _NAMES if isinstance(value := members.get(name), int) and not isinstance(value, bool) and value >= 0]
+    return [value for name in LONGEST if isinstance(value := members.get(name), int) and not isinstance(value, bool) and value >= 0]

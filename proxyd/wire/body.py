@@ -17,7 +17,7 @@ from msgspec.json import Decoder
 
 from proxyd.config.schema import FIXED_MEMBERS
 from proxyd.errors import ProxyError
-from proxyd.model import STREAMED, Ask, Endpoint
+from proxyd.model import LONGEST, STREAMED, Ask, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -30,8 +30,6 @@ MAX_COUNT = 2**31 - 1
 """Of `n`, `max_tokens` and `max_completion_tokens`; what the upstreams' own integers hold."""
 
 T = TypeVar("T")
-LIMITS = ("max_completion_tokens", "max_tokens")
-"""The two names of one thing, the newer one first."""
 MAX_LOOK = 1 << 20
 """Bytes of a body that is no JSON in which is looked for the reason."""
 _HALF_PAIR = re.compile(
@@ -109,7 +107,7 @@ def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None)
     if endpoint not in STREAMED:
         return Ask(endpoint, model, stream=False, wants_usage=False, max_tokens=None, choices=1, fields=fields)
     options = _member(fields, "stream_options", _OPTIONS, "an object whose include_usage is a boolean")
-    limits = [_limit(fields, name) for name in LIMITS]
+    limits = [_limit(fields, name) for name in LONGEST]
     return Ask(
         endpoint=endpoint,
         model=model,
@@ -124,15 +122,15 @@ def parse_ask(endpoint: Endpoint, body: bytes, default_model: str | None = None)
 def upstream_body(ask: Ask, edits: Edits) -> bytes:
     """Write the body that the upstream gets: the client's members in the client's order, but for the edits; additions last.
 
-    A limit of the answer's length goes by two names: what a route says by one of them counts for the other too.
+    A limit of the answer's length goes by two names: what a route forces or adds by one of them counts for the other too.
     """
     gone: Collection[str] = edits.drop
-    if edits.force and len(other := [name for name in LIMITS if name not in edits.force]) < len(LIMITS):
+    if edits.force and len(other := [name for name in LONGEST if name not in edits.force]) < len(LONGEST):
         gone = {*gone, *other}
     members = {name: value for name, value in ask.fields.items() if name not in gone}
-    limited = bool(edits.set) and any(name in members for name in LIMITS)
+    limited = bool(edits.set) and any(name in members for name in LONGEST)
     for name, value in edits.set.items():
-        if name not in members and not (limited and name in LIMITS):
+        if name not in members and not (limited and name in LONGEST):
             members[name] = _raw(value)
     for name, value in edits.force.items():
         members[name] = _raw(value)
