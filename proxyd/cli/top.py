@@ -35,7 +35,8 @@ HISTORY = 60
 """Readings that the curve shows."""
 _BARS = "▁▂▃▄▅▆▇█"
 _STATES = {"closed": GREEN, "half_open": YELLOW, "open": RED}
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor; and back (xterm's, tmux's too)
+# The other screen, without a cursor, and lines that are too long are cut; and back (xterm's, tmux's too).
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 State = dict[str, Any]
 
