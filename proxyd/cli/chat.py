@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -67,9 +68,9 @@ class _Waiting:
 
 
 def _talk(client: Client, args: argparse.Namespace, waiting: _Waiting) -> None:
-    chat = client.chat(args.system)
+    chat = client.chat(_utf8(args.system))
     for question in [args.prompt] if args.prompt is not None else _lines():
-        waiting.answer = answer = chat.send(question)
+        waiting.answer = answer = chat.send(_utf8(question))
         for text in answer:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -81,6 +82,8 @@ def _talk(client: Client, args: argparse.Namespace, waiting: _Waiting) -> None:
 def _lines() -> Iterator[str]:
     """The turns of a conversation: lines that are not blank."""
     prompted = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments come, so that one rule holds for both
     while True:
         if prompted:
             sys.stderr.write("> ")
@@ -89,7 +92,15 @@ def _lines() -> Iterator[str]:
         if not line:
             return
         if line.strip():
-            yield line.rstrip("\n")
+            yield line.rstrip("\r\n")
+
+
+def _utf8(text: str) -> str:
+    """What was typed, read as UTF-8 whatever the locale is. Raises WrongUsage."""
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        raise WrongUsage("what is asked must be UTF-8 text") from None
 
 
 def _told(answer: Answer[Iterator[str]]) -> str:

@@ -13,10 +13,10 @@ from tests.origin import DONE, delta, stream, usage_event, whole
 from tests.process import KEY, ROOT
 
 
-def chat(daemon, *arguments: str, say: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+def chat(daemon, *arguments: str, say: str | bytes = "", text: bool = True, **environ: str) -> subprocess.CompletedProcess:
     env = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PROXYD_KEY": KEY, **environ}
     command = [sys.executable, "-m", "proxyd", "chat", *arguments]
-    return subprocess.run(command, cwd=daemon.folder, env=env, input=say, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=daemon.folder, env=env, input=say, capture_output=True, text=text, timeout=60, check=False)
 
 
 def test_one_question_and_what_it_cost(daemon, origin):
@@ -58,3 +58,13 @@ def test_while_nobody_answers_it_says_so_and_waits(daemon):
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(30) == 130
     assert told == "[The connection broke: Connection refused. The next attempt is in 1 s; Ctrl-C gives up.]\n"
+
+
+def test_lines_may_end_as_windows_ends_them_and_must_be_utf_8(daemon, origin):
+    origin.on("m", stream(delta("One.", finish="stop"), DONE))
+    done = chat(daemon, "m", say="Grüß?\r\n", PROXYD_URL=daemon.url, PYTHONUTF8="0", LC_ALL="C", PYTHONCOERCECLOCALE="0")
+    assert (done.returncode, done.stdout) == (0, "One.\n"), done.stderr
+    assert origin.asked("m")[-1].json()["messages"][-1]["content"] == "Grüß?"
+    for arguments, say in ((("m",), "\udcff?\n"), (("m", "\udcff?"), ""), (("m", "a", "--system", "\udcff"), "")):
+        done = chat(daemon, *arguments, say=say.encode(errors="surrogateescape"), PROXYD_URL=daemon.url, LC_ALL="C.UTF-8", text=False)
+        assert (done.returncode, done.stderr) == (2, b"proxyd: what is asked must be UTF-8 text\n")
