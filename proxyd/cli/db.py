@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from proxyd.cli import DONE, FAILED, Failed, WrongUsage, give_examples, place
 from proxyd.cli.output import GREEN, RED, add_format, paint, plain
-from proxyd.cli.usage import since_us
 from proxyd.clock import Clock
+from proxyd.config.units import since
 from proxyd.store import upkeep
 from proxyd.store.conversations import Conversations
 from proxyd.store.file import StoreError
@@ -98,7 +98,7 @@ def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
     now = Clock().now_us()
     before = upkeep.horizon(config.storage.retain, now)
     if args.older_than is not None:
-        before = replace(before, usage=since_us(args.older_than, now, "--older-than"))
+        before = replace(before, usage=_older_than(args.older_than, now))
     if before.usage is not None and before.usage > now:
         raise WrongUsage(f"--older-than {plain(args.older_than)} is still to come: that would delete every row")
     asked: dict[str, object] = {} if before.usage is None else {"before_us": before.usage}
@@ -111,6 +111,17 @@ def _prune(args: argparse.Namespace, config: Config, path: Path) -> int:
     forgotten = f"; {done['conversations']} conversations deleted" if done["conversations"] else ""
     _tell(args, done, f"{kept}{forgotten}; {_size(done['kept'])} of answers are kept for their Idempotency-Keys")
     return DONE
+
+
+def _older_than(text: str, now: int) -> int:
+    """Read before when rows are deleted. `all` is no such moment: it would mean none to one reader, and every row to another."""
+    try:
+        moment = since(text, now)
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise WrongUsage(f"--older-than {plain(text)}: write 400d, 52w, or a day as 2026-11-01")
+    return moment
 
 
 def _vacuum(args: argparse.Namespace, config: Config, path: Path) -> int:

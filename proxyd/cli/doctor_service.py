@@ -133,7 +133,8 @@ def database(path: Path, daemon: Running) -> Iterable[Finding]:
         else:
             yield fail(about, f"{folder} cannot be written by this user", "run doctor as proxyd's user, or make the folder its own")
         return
-    yield from _private(path)
+    if path.is_file():
+        yield from _private(path)
     yield from _sound(path)
 
 
@@ -160,7 +161,7 @@ def _sound(path: Path) -> Iterable[Finding]:
         facts = upkeep.facts(path)
         problems = upkeep.check(path) if facts.size <= CHECKED_WHOLE else []
     except StoreError as error:
-        yield fail(about, str(error), restore)
+        yield fail(about, str(error), restore if "damaged" in str(error) else "mend that, or name another file in storage.url")
         return
     if problems:
         yield fail(about, f"{path} is damaged: {problems[0]}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""), restore)

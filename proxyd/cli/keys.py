@@ -20,7 +20,7 @@ from proxyd.config.mistakes import ConfigError
 from proxyd.flow.keyring import Keyring, document, told, written
 from proxyd.rules import auth, new_key
 from proxyd.store.db import Database, StoreError, database_path
-from proxyd.store.keys import ApiKeys, KeyRefusedError
+from proxyd.store.keys import ApiKeys, KeyRefusedError, stored
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -119,7 +119,7 @@ def _create(desk: _Desk, args: argparse.Namespace) -> int:
         secret, key = await keyring.create(caller)
         return {**document(key, now_us), "key": secret}
 
-    _hand_over(desk.do("POST", "/keys", wish, here))
+    _hand_over(desk.do("POST", "/keys", wish, here, makes=True))
     return DONE
 
 
@@ -161,14 +161,10 @@ def _revoke(desk: _Desk, args: argparse.Namespace) -> int:
 
 
 def _list(desk: _Desk, args: argparse.Namespace) -> int:
-    async def here(keyring: Keyring) -> Any:
-        now_us = Clock().now_us()
-        return {"data": [document(key, now_us) for key in keyring.listed()]}
-
     wanted: str | None = getattr(args, "name", None)
     if desk.lacking is not None:
         _say("keys of the file whose secrets this shell has not are left out")
-    rows = [{**key, "source": "database"} for key in desk.do("GET", "/keys", None, here)["data"]]
+    rows = [{**key, "source": "database"} for key in desk.made()]
     rows += [
         {
             "name": key.name,
@@ -215,8 +211,41 @@ class _Desk:
         self.auth = config.auth
         self.file_keys = config.auth.keys if config.auth is not None else ()
 
-    def do(self, method: str, path: str, body: object, here: Callable[[Keyring], Awaitable[Any]]) -> Any:
-        """Ask the daemon; where none answers, do it here, if all of the file can be read. Raises Failed, ConfigError."""
+    def made(self) -> list[dict[str, Any]]:
+        """The keys of the database; where no daemon answers, it is only read. Raises Failed, ConfigError."""
+        found = self._asked("GET", "/keys", None)
+        if found is not None:
+            return list(found["data"])
+        now_us = Clock().now_us()
+        try:
+            place = database_path(self._config.storage.url, self._file.parent, unit.state_directory(self._file))
+            return [document(key, now_us) for key in stored(place)] if place.exists() else []
+        except StoreError as error:
+            raise Failed(f"{self._unasked()}, and {error}") from error
+
+    def do(self, method: str, path: str, body: object, here: Callable[[Keyring], Awaitable[Any]], *, makes: bool = False) -> Any:
+        """Ask the daemon; where none answers, do it here, if all of the file can be read. Raises Failed, ConfigError.
+
+        `makes`: the database too, if there is none.
+        """
+        found = self._asked(method, path, body)
+        if found is not None:
+            return found
+        try:
+            state = unit.state_directory(self._file)
+            place = database_path(self._config.storage.url, self._file.parent, state)
+            if not makes and not place.exists():
+                raise Failed(f"{self._unasked()}, and there is no database at {place} yet")
+            if state is not None and not Path(state).exists():  # the first key comes before the first start; systemd takes the folder over
+                Path(state).mkdir(mode=0o700)
+            return asyncio.run(_directly(Database(place), here))
+        except KeyRefusedError as error:
+            raise Failed(str(error).rstrip(".")) from error
+        except StoreError as error:
+            raise Failed(f"{self._unasked()}, and {error}") from error
+
+    def _asked(self, method: str, path: str, body: object) -> Any:
+        """What the daemon says; None where none answers, and this shell knows enough to go on. Raises Failed, ConfigError."""
         listen = self._config.ops.listen
         if listen is not None:
             try:
@@ -229,17 +258,11 @@ class _Desk:
                 return reply.document
         if self.lacking is not None:
             raise self.lacking
-        try:
-            state = unit.state_directory(self._file)
-            place = database_path(self._config.storage.url, self._file.parent, state)
-            if state is not None and not Path(state).exists():  # the first key comes before the first start; systemd takes the folder over
-                Path(state).mkdir(mode=0o700)
-            return asyncio.run(_directly(Database(place), here))
-        except KeyRefusedError as error:
-            raise Failed(str(error).rstrip(".")) from error
-        except StoreError as error:
-            asked = f"no daemon answers on {listen} (ops.listen)" if listen else "ops.listen is off, so no daemon can be asked"
-            raise Failed(f"{asked}, and {error}") from error
+        return None
+
+    def _unasked(self) -> str:
+        listen = self._config.ops.listen
+        return f"no daemon answers on {listen} (ops.listen)" if listen else "ops.listen is off, so no daemon can be asked"
 
 
 async def _directly(database: Database, here: Callable[[Keyring], Awaitable[Any]]) -> Any:

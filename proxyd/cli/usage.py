@@ -93,12 +93,12 @@ def run(args: argparse.Namespace) -> int:
     return DONE
 
 
-def since_us(text: str, now_us: int, option: str = "--since") -> int | None:
-    """Read a moment of the past as `units.since` does. Raises WrongUsage, naming the option."""
+def since_us(text: str, now_us: int) -> int | None:
+    """Read a moment of the past as `units.since` does. Raises WrongUsage."""
     try:
         return since(text, now_us)
     except ValueError:
-        raise WrongUsage(f"{option} {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
+        raise WrongUsage(f"--since {output.plain(text)}: write 7d, 24h, 30m, a day as 2026-11-01, or all") from None
 
 
 def _reprice(config: Config, path: Path, begin: int, *, missing: bool) -> None:

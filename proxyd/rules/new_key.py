@@ -120,7 +120,8 @@ def delivery(given: object) -> DeliveryDefaults:
     try:
         return delivery_of(msgspec.convert({} if given is None else given, Delivery))
     except msgspec.ValidationError as error:
-        raise WishError(f"'delivery': {str(error)[:200]}") from None
+        wrong, _, key = str(error)[:200].replace("`", "").partition(" - at $.")
+        raise WishError(f"{key or 'delivery'!r}: {wrong[:1].lower()}{wrong[1:]}") from None
 
 
 def expiry(text: str, now_us: int) -> int:

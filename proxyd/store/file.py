@@ -42,6 +42,9 @@ _ADVICE = {
 """What is wrong with the file or its disk, not with what was to be written, by primary result code; and what to do."""
 
 
+_FOLDER = "{path} is a folder: storage.url must name a file"
+
+
 class StoreError(Exception):
     """The database cannot be used now. The message says which file, why, and what to do."""
 
@@ -102,7 +105,8 @@ def take(path: Path) -> int:
     if not folder.is_dir():
         raise StoreError(f"{path}: the folder {folder} does not exist: create it, or change storage.url")
     if path.is_dir():
-        raise StoreError(f"{path} is a folder: storage.url must name a file")
+        raise StoreError(_FOLDER.format(path=path))
+    _expect_own(path, os.R_OK | os.W_OK)
     try:
         lock = os.open(path.with_name(path.name + "-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -118,6 +122,17 @@ def take(path: Path) -> int:
         os.close(lock)
         raise StoreError(f"{path}: cannot be created ({error.strerror}): make {folder} writable for this user, with room in it") from error
     return lock
+
+
+def _expect_own(path: Path, mode: int) -> None:
+    """Say whose the file is where this user may not open it so: SQLite only says that it cannot. Raises StoreError."""
+    if path.exists() and not os.access(path, mode, effective_ids=True):
+        owner = str(path.stat().st_uid)
+        with contextlib.suppress(KeyError):
+            owner = path.owner()
+        raise StoreError(
+            f"{path} is not for this user to {'write' if mode & os.W_OK else 'read'}: run this as its owner, {owner}, or as root"
+        )
 
 
 def prepare(connection: sqlite3.Connection, path: Path, steps: Sequence[Migration], *, first: bool) -> None:
@@ -177,18 +192,24 @@ def read(path: Path, query: Callable[[sqlite3.Connection], T]) -> T:
     Everything that `query` reads is of one moment. It should take well under a second: the -wal file grows meanwhile.
     """
     with reading(path) as connection:
+        version, known = connection.execute("PRAGMA user_version").fetchone()[0], len(migrations())
         try:
             connection.execute("BEGIN")
             return query(connection)
         except sqlite3.Error as error:
+            if version < known and trouble(error) is None:  # it asks for what a step brings that the file has not seen
+                raise StoreError(f"{path} has schema {version}, which the next start of this proxyd brings up to {known}") from error
             raise told(error, path) from error
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a read-only connection, refusing a file whose schema is newer than this proxyd. Raises StoreError."""
+    if path.is_dir():
+        raise StoreError(_FOLDER.format(path=path))
     if not path.is_file():
         raise StoreError(f"{path} is not there: no daemon has run with this configuration yet, or storage.url has changed")
+    _expect_own(path, os.R_OK)
     connection = None
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5, isolation_level=None)

@@ -140,6 +140,26 @@ def test_wrong_usage_is_exit_code_2(argv, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_all_is_no_age_for_rows_to_delete(daemon, capsys):
+    """The daemon had followed `storage.retain` then, and the command had said that every row was kept."""
+    assert main(["db", "prune", "--older-than", "all"]) == 2
+    assert capsys.readouterr() == ("", "proxyd: --older-than all: write 400d, 52w, or a day as 2026-11-01\n")
+
+
+def test_a_folder_in_the_databases_place_is_told_as_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(json.dumps({**ECHO, "ops": {"listen": "off"}}))
+    (tmp_path / "proxyd.db").mkdir()
+    assert main(["db", "check"]) == 1
+    assert main(["usage"]) == 1
+    assert capsys.readouterr().err == f"proxyd: {tmp_path}/proxyd.db is a folder: storage.url must name a file\n" * 2
+    assert main(["doctor", "--no-network"]) == 1
+    told = capsys.readouterr().out
+    assert "is a folder" in told
+    assert "chmod" not in told
+    assert "restore" not in told
+
+
 def test_without_a_database_it_is_said_where_it_would_be(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(json.dumps(settings(**ECHO, ops={"listen": None})).replace("null", '"off"'))

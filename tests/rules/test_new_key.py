@@ -69,6 +69,11 @@ def test_what_cannot_be_is_refused(wish: dict[str, object]) -> None:
         caller(wish, NOW)
 
 
+def test_a_delivery_that_cannot_be_is_told_by_its_key() -> None:
+    with pytest.raises(WishError, match=r"^'max_delay_ms': expected int >= 0$"):
+        caller({"name": "a", "delivery": {"max_delay_ms": -1}}, NOW)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

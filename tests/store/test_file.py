@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd.store.db import Database, StoreError, database_path
-from proxyd.store.file import Migration, migrate, migrations, read
+from proxyd.store.file import Migration, migrate, migrations, read, take
 from tests.store.rows import query
 
 YAML = Path("/etc/proxyd")
@@ -148,3 +148,20 @@ def test_a_reader_says_that_there_is_no_file_and_makes_none(tmp_path):
     with pytest.raises(StoreError, match="is not there"):
         read(tmp_path / "l.db", lambda connection: None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("use", "what"), [(lambda path: read(path, lambda _: None), "read"), (take, "write")])
+def test_a_file_that_is_somebody_elses_is_told_as_that(tmp_path, monkeypatch, use, what):
+    """SQLite says that it cannot be opened, as of a folder that does not exist."""
+    (tmp_path / "l.db").touch()
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    with pytest.raises(StoreError, match=rf"l\.db is not for this user to {what}: run this as its owner, \S+, or as root$"):
+        use(tmp_path / "l.db")
+    assert [file.name for file in tmp_path.iterdir()] == ["l.db"]
+
+
+def test_a_question_about_what_an_older_file_has_not_is_told_as_that(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as connection:
+        migrate(connection, tmp_path / "l.db", migrations()[:1])
+    with pytest.raises(StoreError, match="has schema 1, which the next start of this proxyd brings up to"):
+        read(tmp_path / "l.db", lambda connection: connection.execute("SELECT * FROM messages"))
