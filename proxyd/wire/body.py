@@ -28,15 +28,11 @@ MAX_MODEL_NAME = 256
 """Characters of a model name."""
 MAX_COUNT = 2**31 - 1
 """Of `n`, `max_tokens` and `max_completion_tokens`; what the upstreams' own integers hold."""
-
-T = TypeVar("T")
 MAX_LOOK = 1 << 20
-"""Bytes of a body that is no JSON in which is looked for the reason."""
-_HALF_PAIR = re.compile(
-    rb"(?<!\\)(?:\\\\)*+("
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})|"
-    rb"(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-)
+"""Bytes of a body that is no JSON in which is looked for the reason: 20 ms at worst."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_NO_HALF = re.compile(rb"(?:[^\\]++|(?:\\(?!u[dD][89a-fA-F])[\s\S])++|(?:\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})++)*+")
+T = TypeVar("T")
 _TRUE = Raw(b"true")
 _NULL = b"null"
 
@@ -170,9 +166,10 @@ def _members(body: bytes) -> dict[str, Raw]:
 
 def _half_pair(body: bytes) -> str | None:
     """Tell of half a surrogate pair, where text was cut inside an emoji, say: msgspec calls it truncated input, or a hex escape that is."""
-    if len(body) > MAX_LOOK or (found := _HALF_PAIR.search(body)) is None:
+    read = _NO_HALF.match(body) if len(body) <= MAX_LOOK else None
+    if read is None or (found := _HALF.match(body, read.end())) is None:
         return None
-    return f"{found[1].decode()} in a text is half of a surrogate pair, and no character (byte {found.start(1)})"
+    return f"{found[0].decode()} in a text is half of a surrogate pair, and no character (byte {found.start()})"
 
 
 def _model(fields: Mapping[str, Raw]) -> str:

@@ -58,6 +58,7 @@ def test_what_is_not_json_is_refused_as_such(body: bytes) -> None:
         (rb"\ud83d\ude00 \uD83D and more text", rb"\uD83D"),
         (rb"\ud83d\ude00\ude00 and more text", rb"\ude00"),
         (rb"\\\udc00 and more text", rb"\udc00"),
+        (rb"\\ud83d\ude00 and more text", rb"\ude00"),
     ],
 )
 @pytest.mark.parametrize("form", [b'{"model":"x%b"}', b'{"model":"x","messages":[{"content":"%b"}]}', b'{"%b":1}'])
