@@ -129,13 +129,13 @@ def _azure(draft: Draft, path: Path, upstream: Upstream) -> None:
         return
     if upstream.api_key is None and (*path, "api_key") not in draft.places:
         draft.mistake(draft.keys[path], "the kind azure needs an 'api_key'")
+    if upstream.base_url is not None and "/deployments/" in upstream.base_url:
+        draft.mistake((*path, "base_url"), "'base_url' names a deployment; the route's model does, so leave it away from /openai on")
     if version is None:
         return
     if not _API_VERSION.fullmatch(version):
-        draft.mistake(
-            (*path, "api_version"),
-            f"{draft.written((*path, 'api_version'))} is not the date of an API, as in 2024-10-21 or 2025-04-01-preview",
-        )
+        said = draft.written(at)
+        draft.mistake(at, f"{said} is not the date of an API, as in 2024-10-21 or 2025-04-01-preview; the v1 API has none")
     elif upstream.base_url is not None and upstream.base_url.rstrip("/").endswith("/v1"):
         draft.mistake(at, "a dated API has no /v1 in its 'base_url'; remove one of them")
 

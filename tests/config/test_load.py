@@ -255,7 +255,11 @@ MISTAKES = [
     ),
     (
         BASE.replace("kind: ollama", "kind: azure, base_url: https://x, api_key: k, api_version: v1"),
-        ["2:71: 'v1' is not the date of an API, as in 2024-10-21 or 2025-04-01-preview"],
+        ["2:71: 'v1' is not the date of an API, as in 2024-10-21 or 2025-04-01-preview; the v1 API has none"],
+    ),
+    (
+        BASE.replace("kind: ollama", "kind: azure, base_url: https://x/openai/deployments/gpt-4o, api_key: k, api_version: 2024-10-21"),
+        ["2:35: 'base_url' names a deployment; the route's model does, so leave it away from /openai on"],
     ),
     # listeners, keys, storage
     (
