@@ -191,6 +191,8 @@ class Allowances:
         auth = snapshot.config.auth
         named = {} if auth is None else {key.name: allowed(key.limits) for key in auth.keys}
         for ex, wanted in self._queued.values():
+            if ex.reservation is not None:
+                continue  # its turn has come in this moment, by the limits that it holds
             assert ex.caller is not None  # noqa: S101 - it is known who waits
             route = None if ex.ask is None else snapshot.routes.resolve(ex.ask.model)
             if route is None or route.label != ex.label:
