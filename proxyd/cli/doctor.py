@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxyd.cli import DONE, FAILED, config_path, doctor_access, doctor_machine, doctor_service, doctor_upstreams, unit
+from proxyd.cli import DONE, FAILED, config_path, counted, doctor_access, doctor_machine, doctor_service, doctor_upstreams, unit
 from proxyd.cli.check import reasons
 from proxyd.cli.finding import Finding, Level, fail, ok, warn
 from proxyd.cli.output import BOLD, DIM, GREEN, RED, YELLOW, add_format, paint, plain
@@ -96,8 +96,8 @@ def _configuration(place: Path) -> tuple[Config | None, list[Finding]]:
     found = [warn(about, str(mistake), "it works; change it if it is not meant so") for mistake in loaded.warnings]
     found += [fail(about, refusal, "proxyd does not start like this") for refusal in reasons(place, loaded.config)]
     if not any(finding.level is Level.FAIL for finding in found):
-        models, upstreams = len(loaded.config.models), len(loaded.config.upstreams)
-        found.insert(0, ok(about, f"{place}: {models} models, {upstreams} upstreams, environment {loaded.config.environment}"))
+        models, upstreams = counted(len(loaded.config.models), "model"), counted(len(loaded.config.upstreams), "upstream")
+        found.insert(0, ok(about, f"{place}: {models}, {upstreams}, environment {loaded.config.environment}"))
     return loaded.config, found
 
 

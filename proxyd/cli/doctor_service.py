@@ -15,6 +15,7 @@ import proxyd
 from proxyd.cli import Failed, ops
 from proxyd.cli.finding import Finding, fail, ok, warn
 from proxyd.config.address import parse_address
+from proxyd.daemon.listen import why_not
 from proxyd.store import upkeep
 from proxyd.store.file import StoreError, migrations
 
@@ -29,12 +30,6 @@ CHECKED_WHOLE = 2_000_000_000
 """Bytes up to which every page of a database is read (some ten seconds); beyond, `proxyd db check` does it."""
 LONG_WAL = 512_000_000
 """Bytes of a -wal file that is not taken into its database: a reader does not end."""
-
-_WHY_NOT = {
-    errno.EADDRINUSE: ("another program listens there", "find it with `ss -ltnp 'sport = :{port}'`, or choose another port"),
-    errno.EACCES: ("ports under 1024 are not for this user", "use the socket unit (systemd/README.md), or a port from 1024 up"),
-}
-"""What keeps an address from being listened on, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +100,8 @@ def _port(about: str, text: str, *, serving: bool) -> Finding:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and (serving or _ours(text)):
             return ok(about, f"{text}, where proxyd listens")
-        says, advice = _WHY_NOT.get(error.errno or 0, (str(error.strerror), "write an address of this machine, or 0.0.0.0 for all of them"))
-        return fail(about, f"{text}: {says}", advice.format(port=address.port))
+        says, advice = why_not(text, error)
+        return fail(about, f"{text}: {says}", advice)
     return ok(about, f"{text} is free")
 
 

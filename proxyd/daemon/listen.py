@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import stat
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ BACKLOG = 128
 """Connections the kernel holds before they are accepted. A longer queue melts the loop when descriptors run out (cpython#151615)."""
 HANDED_BACKLOG = 4096
 """The same for a socket that outlives us: who comes while proxyd restarts waits there (the kernel caps it at net.core.somaxconn)."""
+_WHY_NOT = {
+    errno.EADDRINUSE: ("another program listens there", "find it with `ss -ltnp 'sport = :{port}'`, or choose another port"),
+    errno.EACCES: ("ports under 1024 are not for this user", "use the socket unit (systemd/README.md), or a port from 1024 up"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,15 @@ async def open_port(address: str, listener: Listener, handed: socket.socket | No
     host, _, port = address.rpartition(":")
     server = await loop.create_server(listener, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_address=True, **tls)
     return Port(listener, server, _url(server.sockets[0].getsockname(), context), handed=False)
+
+
+def why_not(address: str, error: OSError) -> tuple[str, str]:
+    """What keeps an address from being listened on, and what to do."""
+    why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
+    if address.startswith("unix:"):
+        return why, "the folder must be there, for this user to write, and the path be free or a socket's"
+    says, advice = _WHY_NOT.get(error.errno or 0, (why, "write an address of this machine, or 0.0.0.0 for all of them"))
+    return says, advice.format(port=address.rpartition(":")[2])
 
 
 def address_of(handed: socket.socket) -> str:

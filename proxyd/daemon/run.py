@@ -15,7 +15,7 @@ from proxyd.config.address import parse_address
 from proxyd.daemon import boot
 from proxyd.daemon.drain import drain
 from proxyd.daemon.heartbeat import Heartbeat
-from proxyd.daemon.listen import address_of, open_port
+from proxyd.daemon.listen import address_of, open_port, why_not
 from proxyd.daemon.reload import Reloader
 from proxyd.daemon.systemd import Notifier, listen_fds, watchdog_interval
 from proxyd.daemon.tls import Certificate, load
@@ -190,7 +190,11 @@ class Daemon:
 
     async def _listen(self, address: str, app: App, handed: socket.socket | None, certificate: Certificate | None = None) -> str:
         listener = Listener(app, lambda: self._runtime.snapshot.config.limits)
-        port = await open_port(address, listener, handed, certificate.context if certificate is not None else None)
+        try:
+            port = await open_port(address, listener, handed, certificate.context if certificate is not None else None)
+        except OSError as error:
+            says, advice = why_not(address, error)
+            raise OSError(error.errno, f"{address} cannot be listened on: {says}: {advice}") from error
         self._ports.append(port)
         return port.url
 

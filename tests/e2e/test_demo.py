@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 
@@ -93,3 +94,19 @@ async def test_echo_tells_what_it_cannot_read(echo):
         assert told["message"] == "echo cannot read this request: it needs `messages` and numbers as OpenAI has them."
     for more in ({"input": "x", "dimensions": 10**9}, {"input": "x", "dimensions": -1}, {"input": ["x"] * 2049}, {}):
         assert (await ask(echo.url, "/v1/embeddings", {"model": "bad", **more})).status == 400
+
+
+def test_a_port_that_is_taken_and_a_socket_without_a_folder_are_told_with_what_to_do(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        demo = Child(["demo", "--port", str(port)], tmp_path)
+        told = f"proxyd: 127.0.0.1:{port} cannot be listened on: another program listens there: find it with `ss -ltnp 'sport = :{port}'`"
+        demo.expect(re.compile(re.escape(told)))
+        assert demo.wait() == 1
+        demo.end()
+    address = f"unix:{tmp_path}/none/x.sock"
+    (tmp_path / "config.yaml").write_text(json.dumps(settings(listen=address, upstreams={"e": {"kind": "echo"}}, models={"m": "e"})))
+    serve = Child(["serve"], tmp_path)
+    serve.expect(re.compile(re.escape(f"proxyd: {address} cannot be listened on: No such file or directory: the folder must be there")))
+    assert serve.wait() == 1
+    serve.end()
