@@ -81,9 +81,13 @@ class Report:
     """Seconds that the upstream asked for; a floor of the rest."""
 
 
+_CANNOT = frozenset({501, 505})
+"""What an upstream does not do at all (llama.cpp: embeddings, by a model of chat): another one may, and this one is well."""
+
+
 def event_of(error: ProxyError | None) -> Event:
     """Judge how a call ended, for its upstream: None is a success, and so is every answer that blames the client."""
-    if error is None or error.code == "upstream_refused":
+    if error is None or error.code == "upstream_refused" or (error.code == "upstream_error" and error.status in _CANNOT):
         return Event.SUCCEEDED
     # A 429 is about one account's or one model's share, and its Retry-After is obeyed by `retry`: the upstream itself is well.
     if error.status == 429:

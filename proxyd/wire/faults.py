@@ -20,8 +20,6 @@ QUOTA_CODES = frozenset({"insufficient_quota", "credit_balance_exhausted", "bill
 """A 429 with one of these is no matter of waiting."""
 _KINDS = {429: TABLE["rate_limit_exceeded"].type}
 """The `type` of an error whose upstream gave none, where its class does not tell."""
-_NEVER = frozenset({501, 505})
-"""What an upstream cannot do at all (llama.cpp: embeddings, by a model of chat): it is well, and asking again changes nothing."""
 _TGI_FAILED = "generation"
 """TGI's 424: its model broke while it generated. Elsewhere a 424 is about what the request refers to."""
 _CREDENTIAL = frozenset({401, 403, 407})
@@ -78,8 +76,7 @@ def refusal(status: int, body: bytes, secret: str | None) -> ProxyError:
     message = said.get("message") or f"The upstream answered with status {status} and no message."
     if status == 429 and (said.get("code") in QUOTA_CODES or said.get("type") in QUOTA_CODES):
         return _own("upstream_error", message, status, said, body, retry=False)
-    failed = status in {408, 409, 425, 429} or status >= 500 or (status == 424 and said.get("type") == _TGI_FAILED)
-    if failed and status not in _NEVER:
+    if status in {408, 409, 425, 429} or status >= 500 or (status == 424 and said.get("type") == _TGI_FAILED):
         code = "upstream_overloaded" if status in {429, 503, 529} else "upstream_error"
         return _own(code, message, status, said, body, retry=True)
     return _own("upstream_refused", message, status, said, body, retry=False)

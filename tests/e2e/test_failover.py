@@ -93,6 +93,7 @@ def lone(rig, names) -> Pair:
 
 FIRST_FAILS = {
     "500": whole(json.dumps(ERROR).encode(), status=500),
+    "501": whole(json.dumps(ERROR).encode(), status=501),
     "503": whole(b"<html>busy</html>", status=503, headers={"content-type": "text/html"}),
     "429": whole(json.dumps(ERROR).encode(), status=429, headers={"retry-after": "30"}),
     "closed": [Ending.CLOSE],

@@ -112,6 +112,11 @@ def test_only_what_is_the_upstreams_own_fault_counts(code: str) -> None:
     assert event_of(None) is Event.SUCCEEDED
 
 
+@pytest.mark.parametrize("status", [501, 505])
+def test_what_an_upstream_cannot_do_is_not_held_against_it(status: int) -> None:
+    assert event_of(ProxyError("upstream_error", "m", status=status)) is Event.SUCCEEDED
+
+
 def test_the_table_has_a_row_for_every_state_and_event() -> None:
     assert set(_TABLE) == {(state, event) for state in State for event in Event}
 

@@ -17,7 +17,7 @@ LLAMA = {"error": {"code": 501, "message": "This server does not support embeddi
         (424, TGI, Blame.UPSTREAM, True),
         (424, {"error": {"message": "The file is gone.", "code": "x"}}, Blame.CLIENT, False),
         (422, {"error": "Input validation error", "error_type": "validation"}, Blame.CLIENT, False),
-        (501, LLAMA, Blame.CLIENT, False),
+        (501, LLAMA, Blame.UPSTREAM, True),
         (503, {"error": {"message": "Loading model", "code": 503}}, Blame.UPSTREAM, True),
     ],
 )
