@@ -17,7 +17,7 @@ from proxyd.daemon import run
 from tests.daemon.scrape import queued, series
 from tests.e2e.client import Visit, ask, becomes, chat, happens, send
 from tests.e2e.client import request as raw
-from tests.origin import DONE, Ending, Gate, completion, delta, stream, whole
+from tests.origin import DONE, Ending, Gate, completion, delta, head, stream, whole
 from tests.process import Child, Daemon, settings
 
 if TYPE_CHECKING:
@@ -216,6 +216,22 @@ async def test_what_does_not_end_in_time_is_broken_off_and_settled(
     assert all(row["completion_tokens"] >= 1 for row in daemon.rows("endless"))
     gate.open()
     silent.open()
+
+
+async def test_each_of_those_that_are_broken_off_at_once_is_told_its_own_upstreams_id(
+    start: Callable[..., Daemon], origin: Origin, connect: Callable[..., Awaitable[Visit]]
+) -> None:
+    gates = {name: Gate() for name in ("one", "two", "three")}
+    for name, gate in gates.items():
+        origin.on(name, [head(200, {"content-type": "application/json", "content-length": "9", "x-request-id": name}) + b"{", gate])
+    daemon = start(service(origin, streams={"drain": "100ms"}))
+    visits = {name: await (await connect(daemon.url)).post(PATH, chat(name)) for name in gates}
+    for gate in gates.values():
+        await happens(gate.reached)
+    daemon.stop()
+    assert {name: (await visit.rest()).headers["upstream-request-id"] for name, visit in visits.items()} == {name: name for name in gates}
+    for gate in gates.values():
+        gate.open()
 
 
 async def test_who_waits_for_a_place_or_is_still_sending_when_it_ends_is_refused(
