@@ -137,18 +137,10 @@ class Answer:
         return headers.first(self.headers, name)
 
     def told(self) -> tuple[tuple[bytes, bytes], ...]:
-        """What the client learns of the headers. A stream that came coded, although we asked for identity, leaves as it came."""
-        coding = "" if self.meter is not None and self.meter.inflated else self.header(b"content-encoding") or ""
+        """What the client learns of the headers. A body that came coded, although we asked for identity, leaves as it came."""
+        coding = self.header(b"content-encoding") or ""
         found = headers.to_client(self.headers)
         return (*found, (b"Content-Encoding", coding.encode())) if _CODING.fullmatch(coding) else found
-
-    def take_held(self) -> bytes:
-        """What the meter holds; of a document that came coded what it says: not every client could read it as it came."""
-        meter = self.meter
-        if meter is None:
-            return b""
-        held = meter.take_held()
-        return meter.decoded or held if meter.inflated else held
 
     async def started(self) -> None:
         """Wait for the head, or for the end that came instead."""

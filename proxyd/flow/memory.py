@@ -15,6 +15,7 @@ from proxyd.errors import ProxyError
 from proxyd.store.conversations import Turn
 from proxyd.store.db import StoreError
 from proxyd.wire import turn
+from proxyd.wire.inflate import inflated
 
 if TYPE_CHECKING:
     from proxyd.flow.exchange import Exchange
@@ -95,12 +96,12 @@ class Memory:
         if recalled is None or caller is None:
             return
         answer = ex.answer
-        held = ex.held or (answer.take_held() if answer is not None else b"")
+        held = ex.held or (answer.meter.take_held() if answer is not None and answer.meter is not None else b"")
         if answer is not None and answer.streams:
             recalled.transcript.feed(held)
             said = recalled.transcript.message()
         else:
-            said = turn.answer_message(held)
+            said = turn.answer_message(inflated(held))
         if said is None:
             log.warning("a turn had no answer that could be stored", extra={"request_id": ex.request_id})
             return

@@ -52,7 +52,7 @@ async def relay(ex: Exchange, answer: Answer, down: Downstream | Broadcast) -> N
     if not (answer.streams or down.committed or answer.finished_whole):
         # another server's page, say, where a base_url leads astray: no client of these endpoints could read it
         raise ProxyError("upstream_bad_response", "The upstream's answer is not a JSON document.")
-    ex.held = answer.take_held()
+    ex.held = answer.meter.take_held()
     ex.bytes_out = down.prepare(ex.held)
 
 

@@ -12,6 +12,7 @@ from proxyd.flow.packer import Packer, unpackable
 from proxyd.model import Format
 from proxyd.wire import proto_embed, proto_error, proto_reply
 from proxyd.wire._pb import chat_pb2
+from proxyd.wire.inflate import inflated
 from proxyd.wire.meter import format_of
 from proxyd.wire.negotiate import DELIMITED, PROTOBUF
 from proxyd.wire.proto_frames import FrameReader, delimited
@@ -129,6 +130,7 @@ class Protobuf:
 
     def document(self, body: bytes) -> bytes:
         """Write a whole answer. Who asked for a stream reads frames, whatever the upstream made of it."""
+        body = inflated(body)
         if not self._streamed:
             return self._write(body, self._wishes)
         self._delimited = True

@@ -16,6 +16,7 @@ _MEMBERS = 64
 _AUTO = zlib.MAX_WBITS | 32  # gzip or zlib, by the header
 _GZIP = b"\x1f\x8b"
 _RAW = -zlib.MAX_WBITS
+_JSON_STARTS = frozenset({b"{", b"["})
 
 
 class Inflater:
@@ -74,6 +75,15 @@ class Inflater:
         self._members += 1
         self._decoder = zlib.decompressobj(_AUTO)
         return rest
+
+
+def inflated(document: bytes) -> bytes:
+    """A document of JSON as it reads: some upstreams compress theirs though nobody asked for it. What is none stays as it is."""
+    if document[:64].lstrip()[:1] in _JSON_STARTS:
+        return document
+    inflater = Inflater()
+    plain = b"".join(inflater.feed(document))
+    return document if inflater.failed or plain.lstrip()[:1] not in _JSON_STARTS else plain
 
 
 def _salvage(decoder: zlib._Decompress, data: bytes) -> list[bytes]:

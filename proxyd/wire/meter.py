@@ -205,11 +205,6 @@ class Meter:
     # ------------------------------------------------------------------ facts
 
     @property
-    def inflated(self) -> bool:
-        """A whole body came compressed, and all of it could be read: `decoded` has it."""
-        return self._inflater is not None and self._frames is None and self._whole and not (self.unread or self._free)
-
-    @property
     def decoded(self) -> bytes | None:
         """A body that came compressed, as far as it can be read; None where it did not."""
         return None if self._inflater is None and not self._opaque else bytes(self._body)
