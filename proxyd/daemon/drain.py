@@ -62,13 +62,17 @@ async def drain(runtime: Runtime, ports: Sequence[Port], notifier: Notifier, hur
 
 def _cut(runtime: Runtime) -> None:
     """Break off what still runs. Each exchange settles its row and tells its client."""
-    error = runtime.cut = ProxyError("draining", "proxyd shut down before the answer was complete.", retry_after=1)
-    runtime.allowances.turn_away(error)  # first: what is broken off frees places, and nobody is to be let in any more
+    runtime.cut = _too_late()
+    runtime.allowances.turn_away(runtime.cut)  # first: what is broken off frees places, and nobody is to be let in any more
     for ex in list(runtime.active.values()):
         if ex.answer is not None and not ex.answer.over:
-            ex.answer.fail(error)
+            ex.answer.fail(_too_late())  # one for each: it takes the id of the upstream's answer
         elif ex.task is not None:
             ex.task.cancel()  # between two attempts; others hang on their client's connection, and end with it
+
+
+def _too_late() -> ProxyError:
+    return ProxyError("draining", "proxyd shut down before the answer was complete.", retry_after=1)
 
 
 async def _until(done: Callable[[], bool], runtime: Runtime, hurry: asyncio.Event, limit: float) -> None:

@@ -101,11 +101,11 @@ async def serve(ex: Exchange, runtime: Runtime, down: Downstream | Broadcast) ->
         finish(ex, down)
     except ProxyError as error:
         ex.error = error
+        error.upstream_id = None if ex.answer is None else upstream_request_id(ex.answer.headers)
         try:
             await settle(ex, runtime)
-        finally:  # also where we are stopped meanwhile: others may listen
-            error.upstream_id = None if ex.answer is None else upstream_request_id(ex.answer.headers)  # here: a cut is one error for all
-            break_off(down, error)
+        finally:
+            break_off(down, error)  # also where we are stopped meanwhile: others may listen
     except asyncio.CancelledError:
         if runtime.cut is not None:  # not the client left: we do
             if not ex.settled:  # else it was whole, and is kept for who asks again

@@ -225,7 +225,8 @@ async def test_each_of_those_that_are_broken_off_at_once_is_told_its_own_upstrea
     for name, gate in gates.items():
         origin.on(name, [head(200, {"content-type": "application/json", "content-length": "9", "x-request-id": name}) + b"{", gate])
     daemon = start(service(origin, streams={"drain": "100ms"}))
-    visits = {name: await (await connect(daemon.url)).post(PATH, chat(name)) for name in gates}
+    keys = {"one": {}, "two": {"idempotency_key": "a"}, "three": {"idempotency_key": "b"}}
+    visits = {name: await (await connect(daemon.url)).post(PATH, chat(name), **key) for name, key in keys.items()}
     for gate in gates.values():
         await happens(gate.reached)
     daemon.stop()
