@@ -33,8 +33,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="where proxyd is; else $PROXYD_URL, else the `listen` of the YAML, else http://127.0.0.1:8080")
     parser.add_argument("--key", help="an API key; better in $PROXYD_KEY, where no list of processes shows it")
     parser.add_argument("--system", metavar="TEXT", default="", help="what the model is told ahead of the conversation")
-    parser.add_argument("--delay", metavar="MS", type=int, help="how long text may be held back to share packets (default: the server's)")
+    parser.add_argument(
+        "--delay", metavar="MS", type=milliseconds, help="how long text may be held back to share packets (default: the server's)"
+    )
     parser.add_argument("--bytes", action="store_true", help="tell after each answer what crossed the wire")
+
+
+def milliseconds(text: str) -> int:
+    """Read a delay that a message can carry. Raises ValueError."""
+    number = int(text)
+    if not 0 <= number <= 10_000:
+        raise ValueError(text)
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,13 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from proxyd.daemon.run import environment  # noqa: PLC0415
 
     environ = environment()
-    settings = Settings(_url(args, environ), args.key or environ.get("PROXYD_KEY", ""), args.model, max_delay_ms=args.delay)
+    url = _url(args, environ)
     waiting = _Waiting()
     try:
+        settings = Settings(url, args.key or environ.get("PROXYD_KEY", ""), args.model, max_delay_ms=args.delay)
         with Client(settings, sleep=waiting) as client:
             _talk(client, args, waiting)
     except Failure as failure:
-        raise Failed(f"{settings.url}: {failure}") from None
+        raise Failed(f"{url}: {failure}") from None
     except ValueError as error:
         raise WrongUsage(str(error)) from None
     return 0

@@ -51,6 +51,11 @@ class Settings:
     patience: int = 8
     """Attempts in a row that may bring nothing new, with growing pauses between them (about two minutes in all)."""
 
+    def __post_init__(self) -> None:
+        """Refuse a key that HTTP would refuse, which would print it. Raises ValueError."""
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("the key has a character that no header carries: a line break at its end, or one beyond ASCII")
+
     def address(self) -> tuple[bool, str, int, str]:
         """Split the URL: TLS or not, host, port, path before `/v1`. Raises ValueError for what is no http(s) URL."""
         parts = urlsplit(self.url)

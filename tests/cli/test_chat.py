@@ -68,3 +68,12 @@ def test_lines_may_end_as_windows_ends_them_and_must_be_utf_8(daemon, origin):
     for arguments, say in ((("m",), "\udcff?\n"), (("m", "\udcff?"), ""), (("m", "a", "--system", "\udcff"), "")):
         done = chat(daemon, *arguments, say=say.encode(errors="surrogateescape"), PROXYD_URL=daemon.url, LC_ALL="C.UTF-8", text=False)
         assert (done.returncode, done.stderr) == (2, b"proxyd: what is asked must be UTF-8 text\n")
+
+
+def test_a_key_that_no_header_carries_is_refused_and_never_printed(daemon):
+    """A file with Windows' line ends leaves one behind it."""
+    for key in ("dev_secret\r", "dev_secret\nX: y", "dev_secretß"):
+        done = chat(daemon, "m", "a", PROXYD_URL=daemon.url, PROXYD_KEY=key)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("proxyd: the key has a character that no header carries")
+        assert "secret" not in done.stderr
