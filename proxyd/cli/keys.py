@@ -278,8 +278,12 @@ async def _directly(database: Database, here: Callable[[Keyring], Awaitable[Any]
 
 def _hand_over(made: dict[str, Any]) -> None:
     """The key alone on standard output, everything else beside it."""
-    sys.stdout.write(made["key"] + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(made["key"] + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        why = error.strerror or error
+        raise Failed(f"a key of {made['name']} was made, but could not be printed ({why}): rotate it, or revoke it") from error
     _say(f"key of {made['name']}; it is shown this once, and works now")
 
 

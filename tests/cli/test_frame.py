@@ -223,6 +223,13 @@ def test_what_cannot_be_written_is_one_line_and_exits_1(tmp_path, line):
     assert shell("proxyd check -c nowhere 2> /dev/full", tmp_path).returncode == 1
 
 
+def test_a_key_that_was_made_and_cannot_be_printed_is_told_as_that(tmp_path):
+    (tmp_path / "config.yaml").write_text(ECHO)
+    done = shell("proxyd keys create x > /dev/full", tmp_path)
+    told = "proxyd: a key of x was made, but could not be printed (No space left on device): rotate it, or revoke it\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_what_an_encoding_has_no_letters_for_is_written_as_json_does(tmp_path):
     (tmp_path / "config.yaml").write_text(ECHO)
     done = shell("proxyd models", tmp_path, PYTHONIOENCODING="ascii")
