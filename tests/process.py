@@ -218,3 +218,10 @@ class Daemon:
         """Resident bytes."""
         fields = Path(f"/proc/{self.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def damage(database: Path) -> None:
+    """Make a database of a daemon that has ended no database any more."""
+    for beside in ("-wal", "-shm"):  # there still, where a reader outlived the daemon: it would hide what is damaged
+        database.with_name(database.name + beside).unlink(missing_ok=True)
+    database.write_bytes(b"notes" * 1000)

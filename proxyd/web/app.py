@@ -230,6 +230,11 @@ class App:
 
     def _meant(self, method: str, path: str) -> str:
         """Guess which path was meant: `/v1` left out or said twice, a slash at its end, a letter that is wrong."""
-        paths = [known for how, known in self._exact if how == method]
-        near = difflib.get_close_matches(path, paths, n=1, cutoff=0.8) if len(path) <= SUGGEST_LENGTH else []
-        return f" Did you mean {near[0]}?" if near else ""
+        paths = {_tail(known): known for how, known in self._exact if how == method}
+        near = difflib.get_close_matches(_tail(path), paths, n=1, cutoff=0.8) if len(path) <= SUGGEST_LENGTH else []
+        return f" Did you mean {paths[near[0]]}?" if near else ""
+
+
+def _tail(path: str) -> str:
+    """What tells one path from another."""
+    return path.rpartition("/v1/")[2].strip("/")

@@ -12,7 +12,7 @@ import pytest
 from bench.children import free_port
 from proxyd.cli import main
 from tests.e2e.client import ask, chat
-from tests.process import Daemon, settings
+from tests.process import Daemon, damage, settings
 from tests.store.rows import query
 
 ECHO = {"upstreams": {"echo": {"kind": "echo"}}, "models": {"m": "echo"}}
@@ -126,7 +126,7 @@ def test_a_damaged_database_is_told_with_what_to_do_and_exit_code_1(tmp_path, mo
     assert told(capsys, "check", code=1)["problems"] == ["usage_events_caller is missing"]
     assert main(["db", "check"]) == 1
     assert "restore a backup" in capsys.readouterr().out
-    daemon.database.write_bytes(b"notes" * 1000)
+    damage(daemon.database)
     assert main(["db", "check"]) == 1
     assert main(["db", "backup", "copy.db"]) == 1
     assert main(["db", "vacuum"]) == 1

@@ -37,7 +37,7 @@ from proxyd.config.load import load_file
 from proxyd.store import upkeep
 from tests.issuer import Key, key_set
 from tests.origin import whole
-from tests.process import ROOT, Daemon, settings
+from tests.process import ROOT, Daemon, damage, settings
 
 KEY = "sk-upstream-0123456789abcdef"
 NEVER = "Thu, 01 Jan 2026 00:00:00 GMT"
@@ -293,7 +293,7 @@ def change(path, sql):
 
 
 def test_a_damaged_database(clinic, used):
-    used.write_bytes(b"notes" * 1000)
+    damage(used)
     one(clinic.says(), "fail", "database", "not a SQLite database", "restore a backup")
 
 

@@ -178,6 +178,11 @@ async def test_a_path_that_is_nearly_right_is_told_the_right_one(rig, path):
     assert "Did you mean" not in refused(await ask(rig.url, path, method="DELETE"), 404, "not_found")["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/moderations", "/v1/responses", "/v1/images/generations", "/v1/messages"])
+async def test_what_is_not_built_is_not_taken_for_another_path(rig, path):
+    assert "Did you mean" not in refused(await ask(rig.url, path, {}), 404, "not_found")["message"]
+
+
 async def test_a_wrong_method_is_405_and_the_right_one_is_named(rig):
     answer = await ask(rig.url, PATH, method="GET")
     refused(answer, 405, "method_not_allowed")
