@@ -323,7 +323,7 @@ class Storage(_Section, frozen=True):
     """The database."""
 
     url: Annotated[str, _about("sqlite:///FILE, relative to $STATE_DIRECTORY, else to the YAML file", boot=True)] = "sqlite:///proxyd.db"
-    durability: Annotated[Durability, _about("strict: what a client saw whole is on disk; relaxed: some 20 ms later")] = Durability.STRICT
+    durability: Annotated[Durability, _about("strict: what a client saw whole is on disk; relaxed: in the next commit")] = Durability.STRICT
     on_failure: Annotated[OnFailure, _about("refuse new work, or serve it, while the disk fails")] = OnFailure.REFUSE
     retain: Annotated[Retain, _about("how long rows are kept")] = Retain()
 
