@@ -66,8 +66,8 @@ _GROW = "UPDATE conversations SET model = ?, settings = ?, length = ?, version =
 _DELETE = "DELETE FROM conversations WHERE caller = ? AND name = ?"
 _EXPIRED = """
 DELETE FROM conversations WHERE id IN (
-    SELECT id FROM conversations WHERE updated_at < ? AND NOT EXISTS (
-        SELECT 1 FROM json_each(?) AS busy WHERE json_extract(busy.value, '$[0]') = caller AND json_extract(busy.value, '$[1]') = name
+    SELECT id FROM conversations WHERE updated_at < ? AND (caller, name) NOT IN (
+        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
     )
     ORDER BY updated_at LIMIT ?
 )
