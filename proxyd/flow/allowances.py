@@ -15,7 +15,7 @@ from proxyd.flow.pricing import quotes
 from proxyd.flow.waiting import WaitingRooms
 from proxyd.model import TOKENS, UNLIMITED, State
 from proxyd.rules import price, ratelimit, reservation
-from proxyd.rules.auth import limits_of as allowed
+from proxyd.rules.auth import limits_of
 from proxyd.wire.prompt import estimate
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Allowances:
 
         Raises ProxyError rate_limit_exceeded, insufficient_quota.
         """
-        limits, caller = limits_of(ex), ex.caller
+        limits, caller = _limits_over(ex), ex.caller
         budget = caller.budget if caller is not None else None
         if not limits and budget is None:
             return
@@ -189,7 +189,7 @@ class Allowances:
     def renew(self, snapshot: Snapshot) -> None:
         """Take a new configuration's limits for who waits, too: whoever comes now goes by them, and would pass."""
         auth = snapshot.config.auth
-        named = {} if auth is None else {key.name: allowed(key.limits) for key in auth.keys}
+        named = {} if auth is None else {key.name: limits_of(key.limits) for key in auth.keys}
         for ex, wanted in self._queued.values():
             if ex.reservation is not None:
                 continue  # its turn has come in this moment, by the limits that it holds
@@ -212,7 +212,7 @@ class Allowances:
 
     def headers(self, ex: Exchange) -> list[tuple[bytes, bytes]]:
         """Tell what is left, by the tightest limit of each dimension; nothing where nothing is limited."""
-        limits = limits_of(ex)
+        limits = _limits_over(ex)
         if not limits:
             return []
         now = self.clock.monotonic()
@@ -299,7 +299,7 @@ class Allowances:
             self._dearest[ex.label, row.currency] = max(known, row.cost_nano / tokens)
 
 
-def limits_of(ex: Exchange) -> dict[str, Limits]:
+def _limits_over(ex: Exchange) -> dict[str, Limits]:
     """Say which limits an exchange is under, as far as it is known who asks for what; scopes in which nothing is limited are left out."""
     caller = ex.caller
     return _limits("", UNLIMITED, ex.route) if caller is None else _limits(caller.name, caller.limits, ex.route)
